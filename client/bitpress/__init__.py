@@ -1,0 +1,1 @@
+"""Bitpress client: the contract of the service, and what speaks it."""

@@ -1,0 +1,98 @@
+"""What a finished job leaves behind: files with their hashes, and a report that proves the result."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bitpress.jobs import JobSpec
+
+MANIFEST = "manifest.json"
+REPORT = "report.json"
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ArtifactFile(_Model):
+    """One file of an artifact; `name` is its relative path."""
+
+    name: str = Field(pattern=r"^(?!/)(?!.*\.\.)[A-Za-z0-9._/-]+$")
+    bytes: int = Field(ge=0)
+    sha256: Sha256
+
+
+class Manifest(_Model):
+    """The list of an artifact's files, written last: no manifest, no artifact."""
+
+    version: Literal[1] = 1
+    spec: JobSpec
+    fingerprint: Sha256
+    files: tuple[ArtifactFile, ...]
+
+
+class LinearReport(_Model):
+    """The evidence for one linear.
+
+    `relative_error` is the squared error of its outputs on the calibration tokens divided by the
+    squared outputs; `bits_per_weight` counts every stored bit, statistics and indices included;
+    `outlier_fraction` is the share of weights kept in 16 bits.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    bits_per_weight: float
+    relative_error: float
+    outlier_fraction: float
+    damping_used: float | None
+    num_tokens: int
+    seconds: float
+
+
+class BlockReport(_Model):
+    index: int
+    sha256: Sha256
+    bytes: int
+    seconds: float
+    linears: tuple[LinearReport, ...]
+
+
+class LedgerEntry(_Model):
+    """A deviation from the plain method: what (a stable word), where, and the numbers."""
+
+    kind: Literal["damping-raised", "dead-columns", "constant-group"]
+    where: str
+    detail: str
+
+
+class PerplexityReport(_Model):
+    dense: float
+    compressed: float
+    num_tokens: int
+
+
+class Report(_Model):
+    """Everything a reader needs to judge the result; written beside the model as report.json and report.md.
+
+    `bytes_before` and `bytes_after` count the weights of all blocks' linears as stored in the
+    checkpoint and in the artifact; `bits_per_weight` is 8 * bytes_after / number of those weights.
+    `phases` are wall seconds by phase, `peak_bytes` the largest resident memory of any process of
+    the job, `peak_device_bytes` that of any accelerator (0 without one), `versions` the libraries
+    and the machine.
+    """
+
+    version: Literal[1] = 1
+    spec: JobSpec
+    bits_per_weight: float
+    num_weights: int
+    bytes_before: int
+    bytes_after: int
+    perplexity: dict[str, PerplexityReport]
+    blocks: tuple[BlockReport, ...]
+    phases: dict[str, float]
+    peak_bytes: int
+    peak_device_bytes: int
+    ledger: tuple[LedgerEntry, ...]
+    versions: dict[str, str]

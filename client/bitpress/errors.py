@@ -1,0 +1,142 @@
+"""The errors of Bitpress: one table, the same at both ends of the wire.
+
+BitpressError
+├── InvalidJob          invalid-job          422  the job cannot be run as it is written
+├── Unauthorized        unauthorized         401  no key, or one that is not known
+├── Forbidden           forbidden            403  the key lacks the scope
+├── NotFound            not-found            404
+├── Conflict            conflict             409
+├── TooManyJobs         too-many-jobs        429  retryable, after Retry-After
+├── Unavailable         unavailable          503  retryable: Redis, the object store or the service is down
+├── UnsupportedModel    unsupported-model         not a decoder that Bitpress knows
+├── CheckpointError     bad-checkpoint            files missing, tensors missing, values that are not finite
+├── CalibrationError    bad-calibration           a text that cannot be read or is too short
+├── NumericalError      numerical-failure         a Hessian that cannot be factorized, an activation that is not finite
+├── OutOfMemory         out-of-memory             the plan does not fit, or a device ran out
+├── Cancelled           cancelled                 the user asked the job to stop
+├── WorkerLost          worker-lost               retryable: a device, a host or the driver died
+├── StoreError          store-failure             retryable: an object could not be written or read
+└── ArtifactError       bad-artifact              an artifact that is incomplete or was changed
+
+`code` is stable and may be matched on; messages are for people and may change.
+Errors without an HTTP status happen inside a job and reach the user as its `Failure`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+
+class BitpressError(Exception):
+    """Base of every error Bitpress raises on purpose.
+
+    `details` holds (path, message) pairs when single fields are to blame.
+    """
+
+    code: ClassVar[str] = "internal"
+    status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, details: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = tuple((path, text) for path, text in details)
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, tuple[tuple[str, str], ...]]]:
+        # Exceptions cross process borders (Ray, subprocesses); the default would lose `details`.
+        return type(self), (self.message, self.details)
+
+
+class InvalidJob(BitpressError):
+    code = "invalid-job"
+    status = 422
+
+
+class Unauthorized(BitpressError):
+    code = "unauthorized"
+    status = 401
+
+
+class Forbidden(BitpressError):
+    code = "forbidden"
+    status = 403
+
+
+class NotFound(BitpressError):
+    code = "not-found"
+    status = 404
+
+
+class Conflict(BitpressError):
+    code = "conflict"
+    status = 409
+
+
+class TooManyJobs(BitpressError):
+    code = "too-many-jobs"
+    status = 429
+    retryable = True
+
+
+class Unavailable(BitpressError):
+    code = "unavailable"
+    status = 503
+    retryable = True
+
+
+class UnsupportedModel(BitpressError):
+    code = "unsupported-model"
+
+
+class CheckpointError(BitpressError):
+    code = "bad-checkpoint"
+
+
+class CalibrationError(BitpressError):
+    code = "bad-calibration"
+
+
+class NumericalError(BitpressError):
+    code = "numerical-failure"
+
+
+class OutOfMemory(BitpressError):
+    code = "out-of-memory"
+
+
+class Cancelled(BitpressError):
+    code = "cancelled"
+
+
+class WorkerLost(BitpressError):
+    code = "worker-lost"
+    retryable = True
+
+
+class StoreError(BitpressError):
+    code = "store-failure"
+    retryable = True
+
+
+class ArtifactError(BitpressError):
+    code = "bad-artifact"
+
+
+ERRORS: dict[str, type[BitpressError]] = {
+    cls.code: cls
+    for cls in (
+        BitpressError, InvalidJob, Unauthorized, Forbidden, NotFound, Conflict, TooManyJobs, Unavailable,
+        UnsupportedModel, CheckpointError, CalibrationError, NumericalError, OutOfMemory, Cancelled,
+        WorkerLost, StoreError, ArtifactError,
+    )
+}  # fmt: skip
+
+
+def from_problem(problem: Mapping[str, Any], status: int) -> BitpressError:
+    """Rebuild the error that a problem+json body (RFC 9457) stands for.
+
+    The class comes from the body's `code`, else from the HTTP status, else it is BitpressError.
+    """
+    by_status = {cls.status: cls for cls in reversed(ERRORS.values()) if cls.status != BitpressError.status}
+    cls = ERRORS.get(str(problem.get("code"))) or by_status.get(status, BitpressError)
+    message = str(problem.get("detail") or problem.get("title") or f"HTTP {status}")
+    return cls(message, [(str(e.get("pointer", "")), str(e.get("detail", ""))) for e in problem.get("errors", ())])

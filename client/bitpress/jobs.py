@@ -1,0 +1,219 @@
+"""What a job is: the spec a user writes, the states it passes, the events it sends.
+
+Every class is frozen and refuses unknown fields; `parse_spec` turns pydantic's complaints
+into one InvalidJob with a path and a message for each field.
+"""
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
+from pathlib import PurePath
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from bitpress.errors import InvalidJob
+from bitpress.methods import MethodConfig
+
+KNOWN_DATASETS = ("wikitext2", "ptb", "c4")
+DATASET_SUFFIXES = (".txt", ".jsonl", ".parquet")
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _check_dataset(value: str) -> str:
+    if value in KNOWN_DATASETS or PurePath(value).suffix in DATASET_SUFFIXES:
+        return value
+    known, suffixes = ", ".join(KNOWN_DATASETS), ", ".join(DATASET_SUFFIXES)
+    raise ValueError(f"expected a known name ({known}) or a file ({suffixes}), found {value!r}")
+
+
+Dataset = Annotated[str, Field(min_length=1, max_length=4096)]
+SequenceLength = Annotated[int, Field(ge=8, le=131072, description="tokens of one sequence")]
+
+
+class ModelSource(_Model):
+    """Where the checkpoint is: a directory, or a hub id with an optional revision."""
+
+    uri: str = Field(min_length=1, max_length=4096)
+    revision: str | None = Field(None, max_length=200)
+
+
+class Calibration(_Model):
+    """The text a method looks at: `num_sequences` windows of `sequence_length` tokens drawn with `seed`."""
+
+    dataset: Dataset
+    num_sequences: int = Field(128, ge=1, le=65536)
+    sequence_length: SequenceLength = 2048
+    seed: int = Field(0, ge=0, lt=2**32)
+
+    _dataset = field_validator("dataset")(_check_dataset)
+
+
+class Evaluation(_Model):
+    """Held-out texts for perplexity, cut into windows of `sequence_length` tokens."""
+
+    datasets: tuple[Dataset, ...] = ()
+    sequence_length: SequenceLength = 2048
+    max_sequences: int | None = Field(None, ge=1, description="windows used of each dataset; null: all")
+
+    @field_validator("datasets")
+    @classmethod
+    def _datasets(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(values)) != len(values):
+            raise ValueError("a dataset is named twice")
+        return tuple(_check_dataset(value) for value in values)
+
+
+class JobSpec(_Model):
+    """What is to be done; stored with the artifact. Where it runs is no part of it, but for `devices`."""
+
+    model: ModelSource
+    method: MethodConfig
+    calibration: Calibration
+    evaluation: Evaluation = Evaluation()
+    exports: tuple[str, ...] = ()
+    devices: int | None = Field(None, ge=1, le=4096, description="number of shards; null: all devices there are")
+    labels: dict[str, Annotated[str, Field(max_length=200)]] = Field(default_factory=dict, max_length=32)
+
+    @field_validator("exports")
+    @classmethod
+    def _exports(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        if values:
+            raise ValueError(f"no export named {values[0]!r}; this version writes the native artifact only")
+        return values
+
+
+def parse_spec(data: object) -> JobSpec:
+    """Read a JobSpec from parsed JSON.
+
+    Raises InvalidJob whose `details` hold one (JSON pointer, message) for each bad field.
+    """
+    try:
+        return JobSpec.model_validate(data)
+    except ValidationError as error:
+        details = [(pointer(e["loc"]), e["msg"]) for e in error.errors(include_url=False, include_context=False)]
+        summary = "; ".join(f"{path or '/'}: {text}" for path, text in details)
+        raise InvalidJob(f"the job spec is not valid: {summary}", details) from None
+
+
+def pointer(location: tuple[int | str, ...]) -> str:
+    """JSON pointer (RFC 6901) of a pydantic error location."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
+
+
+class JobState(StrEnum):
+    """`cancelling` is a running job whose cancellation was asked for."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        return not TRANSITIONS[self]
+
+
+TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED}),
+    JobState.RUNNING: frozenset({JobState.QUEUED, JobState.CANCELLING, JobState.SUCCEEDED, JobState.FAILED}),
+    JobState.CANCELLING: frozenset({JobState.CANCELLED, JobState.SUCCEEDED, JobState.FAILED}),
+    JobState.SUCCEEDED: frozenset(),
+    JobState.FAILED: frozenset(),
+    JobState.CANCELLED: frozenset(),
+}
+
+Phase = Literal["preparing", "calibrating", "evaluating", "publishing"]
+
+
+class Progress(_Model):
+    """How far a running job is. `fraction` counts the whole job, 0 to 1."""
+
+    phase: Phase = "preparing"
+    blocks_done: int = 0
+    blocks_total: int = 0
+    linear: str | None = None
+    fraction: float = Field(0.0, ge=0, le=1)
+    eta_seconds: float | None = None
+
+
+class Failure(_Model):
+    """Why a job failed: the error's stable code, its message and on which attempt."""
+
+    code: str
+    message: str
+    retryable: bool
+    attempt: int
+
+
+class Job(_Model):
+    """A job as the API shows it. `version` grows with every change; times are UTC."""
+
+    id: str
+    tenant: str
+    state: JobState
+    status_detail: str | None = None
+    spec: JobSpec
+    priority: int = 0
+    progress: Progress = Progress()
+    attempt: int = 0
+    failures: int = 0
+    cancel_requested: bool = False
+    error: Failure | None = None
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    version: int = 0
+
+
+class JobPage(_Model):
+    """One page of a list; `next_cursor` is opaque and null on the last page."""
+
+    data: tuple[Job, ...]
+    next_cursor: str | None = None
+
+
+class _Event(_Model):
+    id: str
+    at: datetime
+
+
+class StateEvent(_Event):
+    type: Literal["state"] = "state"
+    state: JobState
+    attempt: int
+    error: Failure | None = None
+
+
+class ProgressEvent(_Event):
+    type: Literal["progress"] = "progress"
+    progress: Progress
+
+
+class BlockEvent(_Event):
+    """A block was published: its index, the sha256 of its file, its size and mean relative error."""
+
+    type: Literal["block"] = "block"
+    index: int
+    sha256: str
+    bytes: int
+    relative_error: float
+
+
+class LogEvent(_Event):
+    type: Literal["log"] = "log"
+    message: str
+
+
+Event = Annotated[StateEvent | ProgressEvent | BlockEvent | LogEvent, Field(discriminator="type")]
+
+
+def canonical_json(data: Any) -> str:
+    """JSON with sorted keys and no spaces: the form that is hashed."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

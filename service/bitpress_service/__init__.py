@@ -1,0 +1,1 @@
+"""Bitpress service: the state of all jobs, and the REST API over it."""

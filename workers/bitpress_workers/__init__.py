@@ -1,0 +1,1 @@
+"""Bitpress workers: the compression itself, on one device or many."""
