@@ -17,9 +17,9 @@ class _Model(BaseModel):
 
 
 class ArtifactFile(_Model):
-    """One file of an artifact; `name` is its relative path."""
+    """One file of an artifact; `name` is its relative path, no part of which begins with a dot."""
 
-    name: str = Field(pattern=r"^(?!/)(?!.*\.\.)[A-Za-z0-9._/-]+$")
+    name: str = Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$")
     bytes: int = Field(ge=0)
     sha256: Sha256
 
