@@ -1,0 +1,1 @@
+"""Which module is a block, which input feeds which linears; checkpoints read tensor by tensor."""
