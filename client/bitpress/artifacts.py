@@ -58,6 +58,11 @@ class BlockReport(_Model):
     seconds: float
     linears: tuple[LinearReport, ...]
 
+    @property
+    def relative_error(self) -> float:
+        """Mean over the block's linears."""
+        return sum(linear.relative_error for linear in self.linears) / len(self.linears)
+
 
 class LedgerEntry(_Model):
     """A deviation from the plain method: what (a stable word), where, and the numbers."""

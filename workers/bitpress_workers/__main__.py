@@ -1,0 +1,129 @@
+"""The worker's commands; `bitpress up`, `run` and `demo-model` end up here, in a process with torch."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+# Read by MKL when it is loaded: a GEMM's bits must not depend on where its operands lie in memory.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
+import typer
+from rich.console import Console
+
+from bitpress.errors import BitpressError, InvalidJob
+from bitpress.jobs import JobSpec, parse_spec
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+console = Console(stderr=True)
+
+
+@app.command()
+def run(
+    spec: Annotated[Path, typer.Argument(help="job spec, a JSON file; - reads standard input")],
+    out: Annotated[Path, typer.Option("--out", help="directory for the artifact; an interrupted run goes on there")],
+    as_json: Annotated[bool, typer.Option("--json", help="print the report as one JSON document")] = False,
+) -> None:
+    """Run one job in this process, without servers."""
+    from bitpress.progress import ProgressBars
+    from bitpress_workers.local_run import run_local
+    from bitpress_workers.pipeline.report import to_markdown
+
+    text = sys.stdin.read() if str(spec) == "-" else _read(spec)
+    with ProgressBars(console) as bars:
+        report = run_local(_parse(text), out, lambda progress: bars.update(out.name, progress, "running"))
+    print(report.model_dump_json(indent=1) if as_json else to_markdown(report).split("## Linears")[0])
+    console.print(f"The artifact is in {out}.")
+
+
+@app.command()
+def up() -> None:
+    """Serve the API with an embedded Redis, a dispatcher and Ray on this machine."""
+    from bitpress_service.settings import Settings
+    from bitpress_workers.up import up as serve
+
+    raise typer.Exit(serve(Settings()))
+
+
+@app.command()
+def dispatch() -> None:
+    """Claim jobs and run them."""
+    from bitpress_service.redis_jobstore import RedisJobStore
+    from bitpress_service.settings import Settings
+    from bitpress_workers.dispatcher import Dispatcher
+
+    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = Settings()
+    redis_url, storage_url = settings.redis_url, settings.storage_url
+    if redis_url is None:
+        raise InvalidJob("BITPRESS_REDIS_URL is not set; `bitpress up` starts a Redis of its own")
+
+    async def serve() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        store = RedisJobStore.from_url(redis_url)
+        dispatcher = Dispatcher(
+            store=store,
+            redis_url=redis_url,
+            storage_url=storage_url,
+            ray_address=os.environ.get("RAY_ADDRESS", "local"),
+            logs=settings.state_dir / "logs",
+            lease_seconds=settings.lease_seconds,
+        )
+        try:
+            await dispatcher.run(stop)
+        finally:
+            await store.aclose()
+
+    asyncio.run(serve())
+
+
+@app.command(hidden=True)
+def drive() -> None:
+    """Run one attempt of one job; started by a dispatcher, its order on standard input."""
+    from bitpress_workers.driver import main as driver_main
+
+    raise typer.Exit(driver_main())
+
+
+@app.command("demo-model")
+def demo_model(directory: Path) -> None:
+    """Write a real pretrained model (SmolLM2-135M) as a Hugging Face checkpoint, and two texts."""
+    from bitpress_workers.demo_model import write_demo_model, write_demo_texts
+
+    write_demo_model(directory)
+    write_demo_texts(directory)
+    console.print(f"{directory} holds the model, calibration.txt and evaluation.txt.")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise InvalidJob(f"{path}: {error.strerror}") from error
+
+
+def _parse(text: str) -> JobSpec:
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InvalidJob(f"the job spec is not JSON: {error}") from error
+    return parse_spec(data)
+
+
+def main() -> int:
+    try:
+        app(prog_name="bitpress")
+    except BitpressError as error:
+        console.print(f"error [{error.code}]: {error.message}", markup=False, highlight=False)
+        return 5 if isinstance(error, InvalidJob) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

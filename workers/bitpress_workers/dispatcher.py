@@ -1,0 +1,170 @@
+"""Claims jobs one after the other and sees each through: starts its driver, renews its lease, ends it.
+
+The dispatcher holds no state: kill it at any time. Its driver dies with it, the lease runs out, and
+whoever claims the job next goes on from the published blocks.
+"""
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from asyncio.subprocess import PIPE, Process
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bitpress.errors import BitpressError, Cancelled, Unavailable
+from bitpress_service.jobstore import Claim, Fenced, JobStore, LeaseStatus
+from bitpress_workers.driver import RESULT, Order, Result
+from bitpress_workers.failure import crash, judge
+
+log = logging.getLogger(__name__)
+
+CANCEL_GRACE_SECONDS = 60.0  # a driver notices a cancel before its next linear; past this it is killed
+LAST_WORDS = 2000
+
+
+@dataclass
+class Dispatcher:
+    """One claim at a time: the job in hand may use all devices."""
+
+    store: JobStore
+    redis_url: str
+    storage_url: str
+    ray_address: str
+    logs: Path
+    lease_seconds: float = 15.0
+    poll_seconds: float = 0.5
+    owner: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set; the job in hand is then given back, its published blocks kept."""
+        while not stop.is_set():
+            try:
+                await self.store.reap()
+                claim = await self.store.claim(self.owner, self.lease_seconds)
+                if claim is None:
+                    await _sleep(self.poll_seconds, stop)
+                else:
+                    await self._attempt(claim, stop)
+            except Unavailable as error:
+                log.warning("the job store is unavailable: %s", error)
+                await _sleep(self.poll_seconds * 4, stop)
+            except Fenced as error:
+                log.warning("%s", error)
+
+    async def _attempt(self, claim: Claim, stop: asyncio.Event) -> None:
+        job = claim.job
+        log.info("job %s: attempt %d starts", job.id, job.attempt)
+        scratch = Path(tempfile.mkdtemp(prefix="bitpress-"))
+        try:
+            driver = await self._start(claim, scratch)
+            try:
+                stopped = await self._watch(claim, driver, stop)
+            finally:
+                await _kill(driver)
+            if stopped:
+                await self.store.release(job.id, claim.fence, delay_seconds=0.0)
+            else:
+                await self._conclude(claim, self._outcome(claim, driver, scratch))
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    async def _start(self, claim: Claim, scratch: Path) -> Process:
+        order = Order(
+            job=claim.job,
+            fence=claim.fence,
+            redis_url=self.redis_url,
+            storage_url=self.storage_url,
+            ray_address=self.ray_address,
+            scratch=str(scratch),
+        )
+        self.logs.mkdir(parents=True, exist_ok=True)
+        with self._log_path(claim).open("ab") as output:
+            driver = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "bitpress_workers", "drive",
+                stdin=PIPE, stdout=output, stderr=output, start_new_session=True,
+            )  # fmt: skip
+        assert driver.stdin is not None
+        driver.stdin.write(order.model_dump_json().encode())
+        driver.stdin.close()
+        return driver
+
+    async def _watch(self, claim: Claim, driver: Process, stop: asyncio.Event) -> bool:
+        """Renew the lease until the driver ends (False) or this dispatcher is to stop (True).
+
+        Raises Fenced when the job has become another's.
+        """
+        exited = asyncio.ensure_future(driver.wait())
+        stopping = asyncio.ensure_future(stop.wait())
+        cancelled_for = 0.0
+        interval = self.lease_seconds / 3
+        try:
+            while True:
+                await asyncio.wait({exited, stopping}, timeout=interval, return_when=asyncio.FIRST_COMPLETED)
+                if exited.done():
+                    return False
+                if stopping.done():
+                    return True
+                status = await self._renew(claim)
+                cancelled_for += interval if status is LeaseStatus.CANCEL else 0.0
+                if cancelled_for > CANCEL_GRACE_SECONDS:
+                    return False
+        finally:
+            exited.cancel()
+            stopping.cancel()
+
+    async def _renew(self, claim: Claim) -> LeaseStatus:
+        try:
+            return await self.store.renew(claim.job.id, claim.fence, self.lease_seconds)
+        except Unavailable as error:
+            # The driver goes on; if the store comes back too late, the lease is lost and both are fenced.
+            log.warning("job %s: lease not renewed: %s", claim.job.id, error)
+            return LeaseStatus.OK
+
+    def _outcome(self, claim: Claim, driver: Process, scratch: Path) -> Result:
+        path = scratch / RESULT
+        if path.exists():
+            return Result.model_validate_json(path.read_text())
+        words = self._log_path(claim).read_text(errors="replace")[-LAST_WORDS:].strip()
+        error = crash(driver.returncode or 0, words)
+        return Result(code=error.code, message=error.message)
+
+    async def _conclude(self, claim: Claim, result: Result) -> None:
+        job, fence = claim.job, claim.fence
+        error = result.error()
+        if error is None:
+            await self.store.finish(job.id, fence, state="succeeded", files=result.files)
+        elif isinstance(error, Cancelled):
+            await self.store.finish(job.id, fence, state="cancelled")
+        else:
+            await self._fail(claim, error)
+        log.info("job %s: attempt %d ended: %s", job.id, job.attempt, result.code or "succeeded")
+
+    async def _fail(self, claim: Claim, error: BitpressError) -> None:
+        verdict = judge(claim.job, error)
+        if verdict.retry_after_seconds is None:
+            await self.store.finish(claim.job.id, claim.fence, state="failed", error=verdict.failure)
+        else:
+            delay = verdict.retry_after_seconds
+            await self.store.release(claim.job.id, claim.fence, delay_seconds=delay, error=verdict.failure)
+
+    def _log_path(self, claim: Claim) -> Path:
+        return self.logs / f"{claim.job.id}-{claim.job.attempt}.log"
+
+
+async def _kill(driver: Process) -> None:
+    if driver.returncode is None:
+        os.killpg(driver.pid, signal.SIGKILL)
+    await driver.wait()
+
+
+async def _sleep(seconds: float, stop: asyncio.Event) -> None:
+    """Sleep, or less when `stop` is set."""
+    try:
+        await asyncio.wait_for(stop.wait(), seconds)
+    except TimeoutError:
+        return

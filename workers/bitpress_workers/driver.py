@@ -1,0 +1,147 @@
+"""The process of one job attempt: owns Ray, the devices and one job's pipeline; dies with its dispatcher.
+
+It reads its order from standard input (an order may hold secrets, which do not belong in argv) and
+leaves a Result in its scratch directory. It records blocks and progress itself, each write fenced;
+what becomes of the job is the dispatcher's decision.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from pydantic import BaseModel, ConfigDict
+
+from bitpress.errors import ERRORS, BitpressError, Cancelled
+from bitpress.jobs import Job, Progress
+from bitpress_service.artifactstore import job_key
+from bitpress_service.jobstore import BlockRecord, JobStore, LeaseStatus
+from bitpress_service.redis_jobstore import RedisJobStore
+from bitpress_workers.pipeline.run import Pipeline, Site
+from bitpress_workers.ray_fleet import RaySession
+
+RESULT = "result.json"
+PR_SET_PDEATHSIG = 1
+
+
+class Order(BaseModel):
+    """What a driver is told."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    job: Job
+    fence: int
+    redis_url: str
+    storage_url: str
+    ray_address: str
+    scratch: str
+
+
+class Result(BaseModel):
+    """How an attempt ended: object keys of the artifact's files, or an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    files: dict[str, str] = {}
+    code: str | None = None
+    message: str = ""
+
+    def error(self) -> BitpressError | None:
+        return ERRORS.get(self.code, BitpressError)(self.message) if self.code else None
+
+
+@dataclass
+class JobRecorder:
+    """Records one job's progress in the job store, from this thread into the store's event loop."""
+
+    portal: BlockingPortal
+    store: JobStore
+    job: Job
+    fence: int
+    files: dict[str, str] = field(default_factory=dict)
+
+    def blocks(self) -> dict[int, BlockRecord]:
+        return self.portal.call(self.store.blocks, self.job.id)
+
+    def block(self, record: BlockRecord) -> None:
+        self._record(block=record)
+
+    def progress(self, progress: Progress) -> None:
+        self._record(progress=progress)
+
+    def log(self, message: str) -> None:
+        self._record(log=message)
+
+    def finish(self, files: Mapping[str, str]) -> None:
+        self.files = dict(files)
+
+    def _record(self, **what: Any) -> None:
+        status = self.portal.call(partial(self.store.record, self.job.id, self.fence, **what))
+        if status is LeaseStatus.CANCEL:
+            raise Cancelled("the job was cancelled")
+
+
+def drive(order: Order) -> Result:
+    """Run one attempt. Never raises for what is the job's fault: that is in the Result."""
+    try:
+        with start_blocking_portal() as portal:
+            store = portal.call(_connect, order.redis_url)
+            recorder = JobRecorder(portal, store, order.job, order.fence)
+            try:
+                _run(order, recorder)
+            finally:
+                portal.call(store.aclose)
+        return Result(files=recorder.files)
+    except BitpressError as error:
+        return Result(code=error.code, message=error.message)
+
+
+def _run(order: Order, recorder: JobRecorder) -> None:
+    job = order.job
+    recorder.log(f"attempt {job.attempt}: starting Ray ({order.ray_address})")
+    with RaySession(order.ray_address, job.spec.devices, order.scratch) as session:
+        site = Site(
+            devices=session.devices(),
+            make_fleet=session.make_fleet,
+            store_url=order.storage_url,
+            key_of=partial(job_key, job.tenant, job.id, order.fence),
+            recorder=recorder,
+        )
+        Pipeline(job.spec, site).run()
+
+
+async def _connect(url: str) -> RedisJobStore:
+    return RedisJobStore.from_url(url)
+
+
+def main() -> int:
+    """Entry point of `python -m bitpress_workers drive`."""
+    _die_with_parent()
+    order = Order.model_validate_json(sys.stdin.read())
+    try:
+        result = drive(order)
+    except Exception as error:
+        # A defect of ours: the whole story goes to the attempt's log, one line of it to the user.
+        traceback.print_exc()
+        result = Result(code="internal", message=f"{type(error).__name__}: {error}")
+    path = Path(order.scratch) / RESULT
+    path.with_suffix(".part").write_text(result.model_dump_json())
+    path.with_suffix(".part").rename(path)
+    return 0 if result.code is None else 1
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to kill this process when its dispatcher dies, however it dies (Linux only)."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)  # it died before the kernel was told

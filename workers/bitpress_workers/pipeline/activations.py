@@ -1,0 +1,59 @@
+"""One shard's sequences on their way through the network, in fixed micro-batches."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from bitpress_workers.models.skeleton import Skeleton
+
+
+class Activations:
+    """Hidden states before the block in hand, one tensor [sequences, tokens, hidden] for each micro-batch."""
+
+    def __init__(self, skeleton: Skeleton, tokens_NS: Tensor, batches: Sequence[range]) -> None:
+        """Embed the sequences of `batches`, given as ranges of tokens_NS's rows."""
+        self._skeleton = skeleton
+        self._batches = list(batches)
+        self._tokens = [tokens_NS[batch.start : batch.stop] for batch in batches]
+        self._hidden: list[Tensor] = []
+        self._arguments: dict[torch.Size, object] = {}
+        for tokens_BS in self._tokens:
+            hidden_BSD, arguments = skeleton.enter(tokens_BS)
+            self._hidden.append(hidden_BSD)
+            # Masks, positions and the like depend on the shape alone: without padding all sequences are alike.
+            self._arguments.setdefault(tokens_BS.shape, arguments)
+
+    def by_slice(self, slices: Sequence[range]) -> Mapping[int, list[int]]:
+        """Micro-batches of each slice that is here; a micro-batch never lies in two slices."""
+        return {
+            index: found
+            for index, part in enumerate(slices)
+            if (found := [n for n, batch in enumerate(self._batches) if batch.start in part])
+        }
+
+    def size(self, batch: int) -> int:
+        return len(self._batches[batch])
+
+    def forward(self, block: nn.Module, block_index: int, batch: int) -> Tensor:
+        arguments = self._arguments[self._tokens[batch].shape]
+        return self._skeleton.run_block(block, block_index, self._hidden[batch], arguments)
+
+    def advance(self, block: nn.Module, block_index: int) -> bool:
+        """Replace every micro-batch by the block's output. Returns whether all of it is finite."""
+        finite = True
+        for batch in range(len(self._batches)):
+            self._hidden[batch] = self.forward(block, block_index, batch)
+            finite = finite and bool(torch.isfinite(self._hidden[batch]).all())
+        return finite
+
+    def score(self) -> list[float]:
+        """Mean negative log-likelihood of each window's S - 1 predictions (algorithm of perplexity by windows)."""
+        losses: list[float] = []
+        for tokens_BS, hidden_BSD in zip(self._tokens, self._hidden, strict=True):
+            logits_BSV = self._skeleton.leave(tokens_BS, hidden_BSD)
+            for tokens_S, logits_SV in zip(tokens_BS, logits_BSV, strict=True):
+                targets_S = tokens_S[1:].to(logits_SV.device)
+                losses.append(float(cross_entropy(logits_SV[:-1].float(), targets_S)))
+        return losses

@@ -1,0 +1,71 @@
+"""Perplexity of the dense and the compressed model, streamed block by block over the same fleet."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import exp
+
+import torch
+from torch import Tensor
+
+from bitpress.artifacts import PerplexityReport
+from bitpress_workers.pipeline.fleet import Fleet
+from bitpress_workers.pipeline.placement import micro_batch_size, micro_batches, share
+from bitpress_workers.pipeline.progress import ProgressMeter
+from bitpress_workers.pipeline.shard import Shard
+
+STREAMS = ("dense", "compressed")
+
+
+@dataclass(frozen=True)
+class Perplexities:
+    """Evaluates windows [K, S] of each dataset, with the published blocks at `block_keys`."""
+
+    fleet: Fleet
+    meter: ProgressMeter
+    block_keys: Sequence[str]
+
+    def run(self, windows: Mapping[str, Tensor]) -> dict[str, PerplexityReport]:
+        """Return both perplexities of every dataset: exp of the mean over windows of the mean loss."""
+        if not windows:
+            return {}
+        tokens_KS = torch.cat(list(windows.values()))
+        batches = micro_batches(range(len(tokens_KS)), micro_batch_size(tokens_KS.shape[1]))
+        groups = [
+            [batches[piece] for piece in share(len(batches), self.fleet.size, shard)]
+            for shard in range(self.fleet.size)
+        ]
+        for stream in STREAMS:
+            self.fleet.get(self.fleet.all(Shard.start, stream, tokens_KS, groups))
+        for index, key in enumerate(self.block_keys):
+            self.meter.evaluated(index)
+            self.fleet.get(self.fleet.all(Shard.load, index))
+            self.fleet.get(self.fleet.all(Shard.advance, "dense"))
+            self.fleet.get(self.fleet.all(Shard.install_published, key))
+            self.fleet.get(self.fleet.all(Shard.advance, "compressed"))
+        dense, compressed = (self._losses(stream) for stream in STREAMS)
+        return _by_dataset(windows, dense, compressed)
+
+    def _losses(self, stream: str) -> list[float]:
+        losses = [loss for part in self.fleet.get(self.fleet.all(Shard.score, stream)) for loss in part]
+        self.fleet.get(self.fleet.all(Shard.stop, stream))
+        return losses
+
+
+def _by_dataset(
+    windows: Mapping[str, Tensor], dense: Sequence[float], compressed: Sequence[float]
+) -> dict[str, PerplexityReport]:
+    reports = {}
+    start = 0
+    for name, tokens_KS in windows.items():
+        stop = start + len(tokens_KS)
+        reports[name] = PerplexityReport(
+            dense=_perplexity(dense[start:stop]),
+            compressed=_perplexity(compressed[start:stop]),
+            num_tokens=tokens_KS.numel(),
+        )
+        start = stop
+    return reports
+
+
+def _perplexity(losses: Sequence[float]) -> float:
+    return exp(sum(losses) / len(losses))

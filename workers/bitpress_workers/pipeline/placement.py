@@ -1,0 +1,42 @@
+"""How a job's fixed pieces are shared out among shards.
+
+The pieces (slices of sequences, row tiles, micro-batches) are set by the job alone; a shard always
+holds whole, consecutive pieces. So what is computed for a piece has the same bits on any fleet.
+"""
+
+from collections.abc import Sequence
+
+NUM_SLICES = 8  # Grams are summed by slice and merged in a fixed tree; also the most devices one forward can use.
+MICRO_BATCH_TOKENS = 2048  # A forward's shape, and with it the bits of its GEMMs, must not depend on the fleet.
+
+
+def share(num_pieces: int, num_shards: int, shard: int) -> range:
+    """Pieces of one shard: consecutive, sizes differing by one at most, possibly none."""
+    return range(num_pieces * shard // num_shards, num_pieces * (shard + 1) // num_shards)
+
+
+def cut(length: int, num_pieces: int) -> tuple[range, ...]:
+    """Cut 0..length into `num_pieces` consecutive non-empty ranges, or fewer when length is smaller."""
+    pieces = min(length, num_pieces)
+    return tuple(share(length, pieces, piece) for piece in range(pieces))
+
+
+def micro_batch_size(sequence_length: int) -> int:
+    """Sequences per forward."""
+    return max(1, MICRO_BATCH_TOKENS // sequence_length)
+
+
+def micro_batches(sequences: range, size: int) -> list[range]:
+    """Cut a range of sequences into forwards of `size` sequences; the last may be short."""
+    return [range(start, min(start + size, sequences.stop)) for start in range(sequences.start, sequences.stop, size)]
+
+
+def rows_of(num_rows: int, row_tile: int, num_shards: int, shard: int) -> range:
+    """Rows of one linear that a shard solves: whole tiles, so that tiles are cut alike on every fleet."""
+    tiles = share(-(-num_rows // row_tile), num_shards, shard)
+    return range(min(tiles.start * row_tile, num_rows), min(tiles.stop * row_tile, num_rows))
+
+
+def tiles_of(rows: range, row_tile: int) -> Sequence[range]:
+    """The tiles in a shard's rows, relative to its first row."""
+    return micro_batches(range(len(rows)), row_tile)

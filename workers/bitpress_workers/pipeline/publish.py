@@ -1,0 +1,123 @@
+"""Where a job's results and progress go: objects into the store, then a record that makes them count.
+
+An object nobody recorded does not exist. A block is two objects: `blocks/00012.safetensors`, equal
+bytes for equal jobs, and `blocks/00012.json`, its evidence, which holds times and so is not.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from bitpress.artifacts import MANIFEST, ArtifactFile, BlockReport, LedgerEntry, Manifest
+from bitpress.errors import ArtifactError, Conflict
+from bitpress.jobs import JobSpec, Progress
+from bitpress_service.artifactstore import ArtifactStore
+from bitpress_service.jobstore import BlockRecord
+
+
+class Sidecar(BaseModel):
+    """The evidence of one published block. `chain` identifies all that went into it and the blocks before."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    chain: str
+    report: BlockReport
+    tensors: tuple[str, ...]
+    headers: dict[str, dict[str, Any]]
+    ledger: tuple[LedgerEntry, ...]
+
+
+class Recorder(Protocol):
+    """Keeps what a job has reached. Every call may raise Cancelled, or Fenced when the job is another's now."""
+
+    def blocks(self) -> dict[int, BlockRecord]:
+        """Blocks published by earlier attempts."""
+        ...
+
+    def block(self, record: BlockRecord) -> None: ...
+
+    def progress(self, progress: Progress) -> None: ...
+
+    def log(self, message: str) -> None: ...
+
+    def finish(self, files: Mapping[str, str]) -> None:
+        """The artifact is complete: object keys by file name, the manifest's among them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Publisher:
+    """Puts one job's files into the store, under keys that only this attempt writes."""
+
+    store: ArtifactStore
+    key_of: Callable[[str], str]
+    recorder: Recorder
+
+    def published(self) -> dict[int, tuple[BlockRecord, Sidecar]]:
+        """Blocks of earlier attempts with their evidence, as far as they follow on each other without a gap."""
+        records = self.recorder.blocks()
+        found: dict[int, tuple[BlockRecord, Sidecar]] = {}
+        while (index := len(found)) in records:
+            record = records[index]
+            sidecar = Sidecar.model_validate_json(self._verified(record.sidecar_key, record.sidecar_sha256))
+            found[index] = (record, sidecar)
+        return found
+
+    def block(self, key: str, sidecar: Sidecar) -> BlockRecord:
+        """Publish the evidence of a block whose tensors lie at `key`, and record both."""
+        report = sidecar.report
+        name = block_name(report.index)
+        data = sidecar.model_dump_json().encode()
+        sidecar_key = self.key_of(sidecar_name(report.index))
+        self.store.put_bytes(sidecar_key, data)
+        record = BlockRecord(
+            index=report.index,
+            name=name,
+            key=key,
+            sha256=report.sha256,
+            bytes=report.bytes,
+            relative_error=report.relative_error,
+            sidecar_key=sidecar_key,
+            sidecar_sha256=hashlib.sha256(data).hexdigest(),
+        )
+        self.recorder.block(record)
+        return record
+
+    def file(self, name: str, data: bytes) -> ArtifactFile:
+        """Put one small file."""
+        self.store.put_bytes(self.key_of(name), data)
+        return ArtifactFile(name=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+    def finish(self, spec: JobSpec, fingerprint: str, files: Mapping[ArtifactFile, str]) -> Manifest:
+        """Write the manifest over all files (with their keys), last of all, and record the artifact."""
+        manifest = Manifest(
+            spec=spec, fingerprint=fingerprint, files=tuple(sorted(files, key=lambda file: file.name))
+        )
+        self.file(MANIFEST, manifest.model_dump_json(indent=1).encode())
+        self.recorder.finish({file.name: key for file, key in files.items()} | {MANIFEST: self.key_of(MANIFEST)})
+        return manifest
+
+    def check_same_job(self, sidecar: Sidecar, chain: str) -> None:
+        """Raise Conflict when a published block did not come from this spec, model, text and version."""
+        if sidecar.chain != chain:
+            raise Conflict(
+                f"block {sidecar.report.index} was published from another model, text, method or version of "
+                "Bitpress; start a new job (or choose another directory)"
+            )
+
+    def _verified(self, key: str, sha256: str) -> bytes:
+        data = self.store.get_bytes(key)
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise ArtifactError(f"{key}: its content has changed since it was published")
+        return data
+
+
+def block_name(index: int) -> str:
+    return f"blocks/{index:05d}.safetensors"
+
+
+def sidecar_name(index: int) -> str:
+    return f"blocks/{index:05d}.json"

@@ -1,0 +1,191 @@
+"""One job, in a straight line: plan, tokens, compress block by block, evaluate, report, manifest last."""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+
+
+from bitpress.artifacts import REPORT, ArtifactFile, Report
+from bitpress.jobs import JobSpec
+from bitpress_service.artifactstore import ArtifactStore
+from bitpress_service.jobstore import BlockRecord
+from bitpress_workers.methods import create
+from bitpress_workers.models.checkpoint import Checkpoint
+from bitpress_workers.models.skeleton import Skeleton
+from bitpress_workers.pipeline.calibration import calibration_tokens, evaluation_windows, tokens_sha256
+from bitpress_workers.pipeline.compress import BlockLoop, chain_root
+from bitpress_workers.pipeline.evaluate import Perplexities
+from bitpress_workers.pipeline.fleet import Fleet
+from bitpress_workers.pipeline.placement import micro_batches, share
+from bitpress_workers.pipeline.plan import Devices, Plan, make_plan
+from bitpress_workers.pipeline.progress import ProgressMeter
+from bitpress_workers.pipeline.publish import Publisher, Recorder, Sidecar, block_name, sidecar_name
+from bitpress_workers.pipeline.report import make_report, to_markdown
+from bitpress_workers.pipeline.shard import Published, Shard, ShardConfig
+
+OUTER = "skeleton.safetensors"
+INDEX = "model.safetensors.index.bitpress.json"
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a job runs and where its results go; none of it changes a bit of them."""
+
+    devices: Devices
+    make_fleet: Callable[[ShardConfig, int], Fleet]
+    store_url: str
+    key_of: Callable[[str], str]
+    recorder: Recorder
+
+
+@dataclass
+class Pipeline:
+    spec: JobSpec
+    site: Site
+    phases: dict[str, float] = field(default_factory=dict)
+
+    def run(self) -> Report:
+        """Run the job to its manifest. Raises BitpressError; what was published before stays."""
+        with self._phase("preparing"):
+            self._prepare()
+        try:
+            with self._phase("calibrating"):
+                records = self._compress()
+            with self._phase("evaluating"):
+                keys = [record.key for record, _ in records]
+                perplexity = Perplexities(self.fleet, self.meter, keys).run(self.windows)
+            self.meter.publishing()
+            peaks = [_own_peak(), *self.fleet.get(self.fleet.all(Shard.peak_bytes))]
+            sidecars = [sidecar for _, sidecar in records]
+            report = make_report(
+                self.spec, sidecars, perplexity, self.bytes_before, self.phases, peaks, self.site.devices.kind
+            )
+            self._publish(records, report)
+        finally:
+            self.fleet.close()
+        return report
+
+    def _prepare(self) -> None:
+        spec, site = self.spec, self.site
+        checkpoint = self.checkpoint = Checkpoint.open(spec.model.uri, spec.model.revision)
+        skeleton = Skeleton.outline(checkpoint)
+        self.family, self.method = skeleton.family, create(spec.method)
+        names = skeleton.block_tensor_names(0)
+        shapes = {
+            ours.removeprefix(skeleton.block_name(0) + "."): checkpoint.tensors[theirs].shape
+            for ours, theirs in names.items()
+        }
+        inside = {theirs for i in range(skeleton.num_blocks) for theirs in skeleton.block_tensor_names(i).values()}
+        outer = [info.shape for name, info in checkpoint.tensors.items() if name not in inside]
+        self.plan = make_plan(spec, self.method, self.family, skeleton.num_blocks, shapes, outer, site.devices)
+        self.bytes_before = sum(
+            checkpoint.tensors[skeleton.block_tensor_names(i)[f"{skeleton.block_name(i)}.{name}.weight"]].bytes
+            for i in range(skeleton.num_blocks)
+            for name in self.plan.linear_shapes
+        )
+        self.meter = ProgressMeter(site.recorder, self.plan.num_blocks, bool(spec.evaluation.datasets))
+        self.meter.preparing()
+        self._read_texts()
+        self.publisher = Publisher(ArtifactStore.from_url(site.store_url), site.key_of, site.recorder)
+        config = ShardConfig(
+            model_path=str(checkpoint.path),
+            method=spec.method,
+            device=site.devices.kind,
+            store_url=site.store_url,
+            slices=self.plan.slices,
+            row_tile=self.plan.row_tile,
+        )
+        self.fleet = site.make_fleet(config, self.plan.num_shards)
+
+    def _read_texts(self) -> None:
+        """All texts before the first block: a text that is missing or too short must not cost hours."""
+        spec, tokenizer = self.spec, self.checkpoint.tokenizer()
+        self.tokens = calibration_tokens(spec.calibration, tokenizer)
+        evaluation = spec.evaluation
+        self.windows = {
+            name: evaluation_windows(name, evaluation.sequence_length, evaluation.max_sequences, tokenizer)
+            for name in evaluation.datasets
+        }
+
+    def _compress(self) -> list[tuple[BlockRecord, Sidecar]]:
+        fleet, plan, method = self.fleet, self.plan, self.spec.method
+        fleet.get(fleet.all(Shard.start, "calibration", self.tokens, _calibration_groups(plan, fleet.size)))
+        loop = BlockLoop(
+            fleet=fleet,
+            plan=plan,
+            family=self.family,
+            method=self.method,
+            damping=getattr(method, "damping", None),
+            publisher=self.publisher,
+            meter=self.meter,
+            root=chain_root(tokens_sha256(self.tokens), method.model_dump(), plan, version("bitpress")),
+        )
+        records = loop.run()
+        fleet.get(fleet.all(Shard.stop, "calibration"))
+        return records
+
+    def _publish(self, records: Sequence[tuple[BlockRecord, Sidecar]], report: Report) -> None:
+        """Everything beside the blocks, then the manifest."""
+        publisher = self.publisher
+        files: dict[ArtifactFile, str] = {}
+        for record, sidecar in records:
+            files[ArtifactFile(name=record.name, bytes=record.bytes, sha256=record.sha256)] = record.key
+            evidence = sidecar.model_dump_json().encode()
+            name = sidecar_name(record.index)
+            files[ArtifactFile(name=name, bytes=len(evidence), sha256=record.sidecar_sha256)] = record.sidecar_key
+        outer: Published = self.fleet.get([self.fleet.on(0, Shard.publish_outer, publisher.key_of(OUTER))])[0]
+        files[ArtifactFile(name=OUTER, bytes=outer.bytes, sha256=outer.sha256)] = publisher.key_of(OUTER)
+        small = {path.name: path.read_bytes() for path in self.checkpoint.companion_files()}
+        small["config.json"] = _with_quantization(small["config.json"], [sidecar for _, sidecar in records])
+        small[INDEX] = _weight_index(records, outer)
+        small[REPORT] = report.model_dump_json(indent=1).encode()
+        small["report.md"] = to_markdown(report).encode()
+        for name, data in small.items():
+            files[publisher.file(name, data)] = publisher.key_of(name)
+        publisher.finish(self.spec, records[-1][1].chain, files)
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.phases[name] = time.monotonic() - started
+
+
+def _calibration_groups(plan: Plan, num_shards: int) -> list[list[range]]:
+    """Micro-batches of each shard: whole slices, each cut for itself."""
+    return [
+        [
+            batch
+            for piece in share(len(plan.slices), num_shards, shard)
+            for batch in micro_batches(plan.slices[piece], plan.micro_batch)
+        ]
+        for shard in range(num_shards)
+    ]
+
+
+def _with_quantization(config: bytes, sidecars: Sequence[Sidecar]) -> bytes:
+    """config.json that tells transformers how every compressed linear is stored."""
+    modules = {name: header for sidecar in sidecars for name, header in sidecar.headers.items()}
+    data = json.loads(config) | {"quantization_config": {"quant_method": "bitpress", "version": 1, "modules": modules}}
+    return json.dumps(data, indent=1).encode()
+
+
+def _weight_index(records: Sequence[tuple[BlockRecord, Sidecar]], outer: Published) -> bytes:
+    """Which file holds which tensor, under a name that transformers reads only when asked for `variant="bitpress"`."""
+    weight_map = dict.fromkeys(outer.tensors, OUTER)
+    for record, sidecar in records:
+        weight_map |= dict.fromkeys(sidecar.tensors, block_name(record.index))
+    size = outer.bytes + sum(record.bytes for record, _ in records)
+    return json.dumps({"metadata": {"total_size": size}, "weight_map": weight_map}, indent=1, sort_keys=True).encode()
+
+
+def _own_peak() -> tuple[int, int]:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, 0
+
+
