@@ -58,7 +58,7 @@ def dispatch() -> None:
 
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = Settings()
-    redis_url, storage_url = settings.redis_url, settings.storage_url
+    redis_url, storage_url = settings.redis_url, settings.artifacts_url
     if redis_url is None:
         raise InvalidJob("BITPRESS_REDIS_URL is not set; `bitpress up` starts a Redis of its own")
 

@@ -28,22 +28,24 @@ def up(settings: Settings) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    data = settings.state_dir / "redis"
-    redis_url = embedded_redis.start(data)
+    redis_url = embedded_redis.start(settings.redis_dir)
     environment = os.environ | {"BITPRESS_REDIS_URL": redis_url, "BITPRESS_STATE_DIR": str(settings.state_dir)}
     try:
-        with _child("bitpress_service", environment) as api, _child("bitpress_workers", environment, "dispatch") as dispatcher:
+        with (
+            _child("bitpress_service", environment) as api,
+            _child("bitpress_workers", environment, "dispatch") as dispatcher,
+        ):
             url = f"http://{settings.host}:{settings.port}"
             _wait_ready(f"{url}/readyz", api, stop)
             (settings.state_dir / "url").write_text(url)
-            print(f"Bitpress is up at {url}; its key is in {settings.state_dir / 'api-key'}. Ctrl-C stops it.", flush=True)
+            print(f"Bitpress is up at {url}; its key is in {settings.key_file}. Ctrl-C stops it.", flush=True)
             while not stop.wait(0.5):
                 for name, child in (("API", api), ("dispatcher", dispatcher)):
                     if child.poll() is not None:
                         print(f"the {name} ended with exit code {child.returncode}", file=sys.stderr)
                         return 1
     finally:
-        embedded_redis.stop(data)
+        embedded_redis.stop(settings.redis_dir)
     return 0
 
 

@@ -3,12 +3,15 @@
 import os
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Literal, Self
 
 from bitpress.errors import InvalidJob, OutOfMemory
 from bitpress.jobs import JobSpec
 from bitpress_workers.methods.base import Method
+from bitpress_workers.models.checkpoint import Checkpoint
 from bitpress_workers.models.family import Family
+from bitpress_workers.models.outline import Outline
 from bitpress_workers.pipeline.placement import NUM_SLICES, cut, micro_batch_size
 
 ROW_TILE = {"cpu": 64, "cuda": 1024}  # rows of one GEMM: small enough to share out, large enough to be fast
@@ -45,81 +48,91 @@ class Plan:
     peak_bytes: int
 
 
-def make_plan(
-    spec: JobSpec,
-    method: Method,
-    family: Family,
-    num_blocks: int,
-    tensor_shapes: dict[str, tuple[int, ...]],
-    outer_shapes: list[tuple[int, ...]],
-    devices: Devices,
-) -> Plan:
+@dataclass(frozen=True)
+class ModelSizes:
+    """Shapes of a model's parts.
+
+    linears: [out, in] of each compressed linear of a block, by relative name. block_weights,
+    outer_weights: number of weights of the largest block, and outside the blocks. linear_bytes: of
+    all compressed linears in the checkpoint.
+    """
+
+    num_blocks: int
+    hidden_size: int
+    linears: dict[str, tuple[int, int]]
+    block_weights: int
+    outer_weights: int
+    linear_bytes: int
+
+
+def model_sizes(outline: Outline, checkpoint: Checkpoint) -> ModelSizes:
+    """Read a model's sizes off the checkpoint's headers."""
+    info = checkpoint.tensors
+    blocks = [outline.block_tensor_names(index) for index in range(outline.num_blocks)]
+    names = [name for tap in outline.family.taps for name in tap.linears]
+    full = [[f"{outline.block_name(index)}.{name}.weight" for name in names] for index in range(len(blocks))]
+    linears = {name: _matrix(info[blocks[0][path]].shape) for name, path in zip(names, full[0], strict=True)}
+    return ModelSizes(
+        num_blocks=len(blocks),
+        hidden_size=linears[names[0]][1],
+        linears=linears,
+        block_weights=max(sum(prod(info[theirs].shape) for theirs in block.values()) for block in blocks),
+        outer_weights=sum(prod(info[theirs].shape) for theirs in outline.outer_tensor_names().values()),
+        linear_bytes=sum(info[blocks[i][path]].bytes for i, paths in enumerate(full) for path in paths),
+    )
+
+
+def make_plan(spec: JobSpec, method: Method, family: Family, sizes: ModelSizes, devices: Devices) -> Plan:
     """Plan a job.
 
-    tensor_shapes: of one block, relative names. outer_shapes: of the tensors outside the blocks.
     Raises InvalidJob when more accelerators are asked for than there are, OutOfMemory when the
     estimate does not fit, with both numbers.
     """
     num_shards = spec.devices or devices.count
     if devices.kind != "cpu" and num_shards > devices.count:
         raise InvalidJob(f"the job asks for {num_shards} devices; there are {devices.count}")
-    linears = {name: _matrix(tensor_shapes[f"{name}.weight"]) for tap in family.taps for name in tap.linears}
     calibration = spec.calibration
     plan = Plan(
         num_shards=num_shards,
         slices=cut(calibration.num_sequences, NUM_SLICES),
         micro_batch=micro_batch_size(calibration.sequence_length),
         row_tile=method.row_tile(ROW_TILE[devices.kind]),
-        num_blocks=num_blocks,
-        linear_shapes=linears,
-        peak_bytes=_peak_bytes(spec, method, family, tensor_shapes, linears, outer_shapes, devices, num_shards),
+        num_blocks=sizes.num_blocks,
+        linear_shapes=sizes.linears,
+        peak_bytes=_peak_bytes(spec, method, family, sizes, devices.kind, num_shards),
     )
     if plan.peak_bytes > devices.memory_bytes:
         where = "this host" if devices.kind == "cpu" else "a device"
         raise OutOfMemory(
-            f"the job needs about {_gib(plan.peak_bytes)} on {where}, which has {_gib(devices.memory_bytes)} free; "
+            f"the job needs about {_gib(plan.peak_bytes)} on {where}, which has {_gib(devices.memory_bytes)}; "
             "fewer calibration tokens or, on one host, fewer shards need less"
         )
     return plan
 
 
-def _peak_bytes(
-    spec: JobSpec,
-    method: Method,
-    family: Family,
-    tensor_shapes: dict[str, tuple[int, ...]],
-    linears: dict[str, tuple[int, int]],
-    outer_shapes: list[tuple[int, ...]],
-    devices: Devices,
-    num_shards: int,
-) -> int:
+def _peak_bytes(spec: JobSpec, method: Method, family: Family, sizes: ModelSizes, kind: str, num_shards: int) -> int:
     """Estimate from above: float32 throughout, the largest moment of each phase held at once."""
-    hidden = max(shape[-1] for shape in tensor_shapes.values() if len(shape) == 1)
-    tokens = spec.calibration.num_sequences * spec.calibration.sequence_length
-    activations = 4 * tokens * hidden * 2
-    block = 4 * sum(prod(shape) for shape in tensor_shapes.values())
-    inputs = [linears[tap.linears[0]][1] for tap in family.taps]
+    calibration = spec.calibration
+    activations = 4 * 2 * calibration.num_sequences * calibration.sequence_length * sizes.hidden_size
+    inputs = [sizes.linears[tap.linears[0]][1] for tap in family.taps]
     open_taps = inputs if method.propagation == "block" else [max(inputs)]
     grams = 4 * sum(2 * width**2 for width in open_taps) + 4 * 3 * max(inputs) ** 2
-    solve = 4 * 6 * max(prod(shape) for shape in linears.values())
-    forward = 4 * spec.calibration.sequence_length * 8 * max(max(shape) for shape in linears.values())
-    outer = 4 * sum(prod(shape) for shape in outer_shapes)
-    per_shard = 2 * block + grams + forward + outer
-    if devices.kind == "cpu":
+    solve = 4 * 6 * max(prod(shape) for shape in sizes.linears.values())
+    widest = max(max(shape) for shape in sizes.linears.values())
+    forward = 4 * 8 * micro_batch_size(calibration.sequence_length) * calibration.sequence_length * widest
+    per_shard = 4 * (2 * sizes.block_weights + sizes.outer_weights) + grams + forward
+    if kind == "cpu":
         return num_shards * (BASE_BYTES + per_shard) + activations + solve
-    return BASE_BYTES + per_shard + -(-activations // num_shards) + solve
+    return BASE_BYTES + per_shard + activations // num_shards + solve
 
 
 def available_host_bytes() -> int:
     """Memory of this host that is free or can be freed."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        with open("/proc/meminfo") as meminfo:
-            lines = dict(line.split(":", 1) for line in meminfo)
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        pass  # not Linux: free pages are the best there is
-    return free
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():  # not Linux
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    available = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
+    return int(available.split()[1]) * 1024
 
 
 def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:

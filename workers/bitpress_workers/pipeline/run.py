@@ -16,13 +16,13 @@ from bitpress_service.artifactstore import ArtifactStore
 from bitpress_service.jobstore import BlockRecord
 from bitpress_workers.methods import create
 from bitpress_workers.models.checkpoint import Checkpoint
-from bitpress_workers.models.skeleton import Skeleton
+from bitpress_workers.models.outline import Outline
 from bitpress_workers.pipeline.calibration import calibration_tokens, evaluation_windows, tokens_sha256
 from bitpress_workers.pipeline.compress import BlockLoop, chain_root
 from bitpress_workers.pipeline.evaluate import Perplexities
 from bitpress_workers.pipeline.fleet import Fleet
 from bitpress_workers.pipeline.placement import micro_batches, share
-from bitpress_workers.pipeline.plan import Devices, Plan, make_plan
+from bitpress_workers.pipeline.plan import Devices, Plan, make_plan, model_sizes
 from bitpress_workers.pipeline.progress import ProgressMeter
 from bitpress_workers.pipeline.publish import Publisher, Recorder, Sidecar, block_name, sidecar_name
 from bitpress_workers.pipeline.report import make_report, to_markdown
@@ -73,21 +73,11 @@ class Pipeline:
     def _prepare(self) -> None:
         spec, site = self.spec, self.site
         checkpoint = self.checkpoint = Checkpoint.open(spec.model.uri, spec.model.revision)
-        skeleton = Skeleton.outline(checkpoint)
-        self.family, self.method = skeleton.family, create(spec.method)
-        names = skeleton.block_tensor_names(0)
-        shapes = {
-            ours.removeprefix(skeleton.block_name(0) + "."): checkpoint.tensors[theirs].shape
-            for ours, theirs in names.items()
-        }
-        inside = {theirs for i in range(skeleton.num_blocks) for theirs in skeleton.block_tensor_names(i).values()}
-        outer = [info.shape for name, info in checkpoint.tensors.items() if name not in inside]
-        self.plan = make_plan(spec, self.method, self.family, skeleton.num_blocks, shapes, outer, site.devices)
-        self.bytes_before = sum(
-            checkpoint.tensors[skeleton.block_tensor_names(i)[f"{skeleton.block_name(i)}.{name}.weight"]].bytes
-            for i in range(skeleton.num_blocks)
-            for name in self.plan.linear_shapes
-        )
+        outline = Outline(checkpoint)
+        self.family, self.method = outline.family, create(spec.method)
+        sizes = model_sizes(outline, checkpoint)
+        self.plan = make_plan(spec, self.method, self.family, sizes, site.devices)
+        self.bytes_before = sizes.linear_bytes
         self.meter = ProgressMeter(site.recorder, self.plan.num_blocks, bool(spec.evaluation.datasets))
         self.meter.preparing()
         self._read_texts()
@@ -187,5 +177,3 @@ def _weight_index(records: Sequence[tuple[BlockRecord, Sidecar]], outer: Publish
 def _own_peak() -> tuple[int, int]:
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, 0
-
-

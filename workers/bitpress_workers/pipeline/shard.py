@@ -218,10 +218,9 @@ class Shard:
             for name, linear in self._compressed.items()
             for suffix, tensor in linear.tensors().items()
         }
-        compressed_weights = {f"{prefix}.{name}.weight" for name in self._compressed}
         names = self._skeleton.block_tensor_names(self._block_index)
-        rest = {ours: theirs for ours, theirs in names.items() if ours not in compressed_weights}
-        stored = self._checkpoint.read(list(rest.values()))
+        rest = {ours: theirs for ours, theirs in names.items() if ours.removesuffix(".weight") not in headers}
+        stored = self._checkpoint.read(rest.values())
         tensors |= {ours: stored[theirs] for ours, theirs in rest.items()}
         return self._put(key, tensors, headers)
 

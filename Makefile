@@ -1,0 +1,30 @@
+# Everything is installed into .venv from the package index; nothing else is needed but Python 3.11, make and git.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --constraint constraints.txt
+
+.PHONY: setup demo check test bench up clean
+
+setup: .venv/.local ## build .venv with the whole product: .venv/bin/bitpress
+demo: .venv/.demo ## two jobs on a real model, from submit to a generated sentence
+	deploy/demo.sh
+test: .venv/.test ## all tests
+	$(BIN)/python -m pytest
+check: .venv/.check ## style, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+bench: .venv/.test ## all benchmarks; results go to benchmarks/results
+	$(BIN)/python benchmarks/run_all.py
+up: .venv/.local ## serve on loopback with embedded Redis, Ray on this machine, files as object storage
+	$(BIN)/bitpress up
+clean:
+	rm -rf .venv .demo
+
+.venv/.python:
+	$(PYTHON) -m venv .venv
+	touch $@
+.venv/.%: pyproject.toml constraints.txt .venv/.python
+	$(PIP) --editable '.[$*]'
+	touch $@
