@@ -1,0 +1,41 @@
+"""Pieces are cut alike whatever the number of shards."""
+
+from bitpress_workers.pipeline.placement import cut, micro_batch_size, micro_batches, rows_of, share, tiles_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+SIZES = st.integers(1, 500)
+
+
+@given(SIZES, st.integers(1, 20))
+def test_shares_cover_all_pieces_in_order_and_are_even(num_pieces: int, num_shards: int) -> None:
+    shares = [share(num_pieces, num_shards, shard) for shard in range(num_shards)]
+    assert [piece for part in shares for piece in part] == list(range(num_pieces))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@given(SIZES, st.integers(1, 20))
+def test_cut_gives_no_empty_piece(length: int, num_pieces: int) -> None:
+    pieces = cut(length, num_pieces)
+    assert [n for piece in pieces for n in piece] == list(range(length))
+    assert all(pieces) and len(pieces) == min(length, num_pieces)
+
+
+@given(st.integers(1, 2000), st.integers(1, 128), st.integers(1, 9))
+def test_row_tiles_are_the_same_on_every_fleet(num_rows: int, row_tile: int, num_shards: int) -> None:
+    def tiles(shards: int) -> list[tuple[int, int]]:
+        found = []
+        for shard in range(shards):
+            rows = rows_of(num_rows, row_tile, shards, shard)
+            found += [(rows.start + tile.start, rows.start + tile.stop) for tile in tiles_of(rows, row_tile)]
+        return found
+
+    assert tiles(num_shards) == tiles(1)
+    assert tiles(1)[-1][1] == num_rows
+
+
+def test_micro_batches_stay_inside_their_range() -> None:
+    assert micro_batches(range(3, 8), 2) == [range(3, 5), range(5, 7), range(7, 8)]
+    assert micro_batch_size(2048) == 1
+    assert micro_batch_size(512) == 4
+    assert micro_batch_size(4096) == 1
