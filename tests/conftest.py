@@ -20,3 +20,24 @@ def shared() -> Path:
     if path is None:
         pytest.skip("no shared data: set BITPRESS_SHARED to a directory with models/ and data/")
     return path
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with calibration.txt and evaluation.txt, English prose."""
+    from bitpress_workers.demo_model import write_demo_texts
+
+    directory = tmp_path_factory.mktemp("texts")
+    write_demo_texts(directory)
+    return directory
+
+
+@pytest.fixture(params=["opt-mini", "bloom-mini"])
+def mini_model(request: pytest.FixtureRequest) -> Path:
+    """A small trained model of each of two families."""
+    return REPOSITORY / "tests" / "data" / str(request.param)
+
+
+@pytest.fixture
+def opt_mini() -> Path:
+    return REPOSITORY / "tests" / "data" / "opt-mini"

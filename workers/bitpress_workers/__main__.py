@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from bitpress.errors import BitpressError, InvalidJob
-from bitpress.jobs import JobSpec, parse_spec
+from bitpress.jobs import JobSpec, JobState, parse_spec
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console(stderr=True)
@@ -35,7 +35,7 @@ def run(
 
     text = sys.stdin.read() if str(spec) == "-" else _read(spec)
     with ProgressBars(console) as bars:
-        report = run_local(_parse(text), out, lambda progress: bars.update(out.name, progress, "running"))
+        report = run_local(_parse(text), out, lambda progress: bars.update(out.name, progress, JobState.RUNNING))
     print(report.model_dump_json(indent=1) if as_json else to_markdown(report).split("## Linears")[0])
     console.print(f"The artifact is in {out}.")
 

@@ -79,7 +79,7 @@ def _open(directory: Path, spec: JobSpec) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     marker = directory / MARKER
     if marker.exists():
-        if JobSpec.model_validate_json(marker.read_text()) != spec:
+        if _what(JobSpec.model_validate_json(marker.read_text())) != _what(spec):
             raise Conflict(f"{directory} holds an interrupted job with another spec; choose another directory")
     elif any(directory.iterdir()):
         raise Conflict(f"{directory} is not empty; choose another directory")
@@ -88,3 +88,8 @@ def _open(directory: Path, spec: JobSpec) -> None:
         if path.is_file() and not recorded:
             path.unlink()  # an object is written once, so a leftover must not stand in its way
     marker.write_text(spec.model_dump_json())
+
+
+def _what(spec: JobSpec) -> JobSpec:
+    """The spec without what may differ when a run goes on."""
+    return spec.model_copy(update={"devices": None, "labels": {}})

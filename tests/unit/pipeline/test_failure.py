@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 
 import pytest
+
 from bitpress.errors import BitpressError, CheckpointError, NumericalError, StoreError, WorkerLost
 from bitpress.jobs import Job, JobState, parse_spec
 from bitpress_workers.failure import MAX_FAILURES, crash, judge

@@ -1,8 +1,9 @@
 """Pieces are cut alike whatever the number of shards."""
 
-from bitpress_workers.pipeline.placement import cut, micro_batch_size, micro_batches, rows_of, share, tiles_of
 from hypothesis import given
 from hypothesis import strategies as st
+
+from bitpress_workers.pipeline.placement import cut, micro_batch_size, micro_batches, rows_of, share, tiles_of
 
 SIZES = st.integers(1, 500)
 

@@ -152,7 +152,7 @@ class Shard:
                     activations.forward(self._block, self._block_index, batch)
             for tap, gram in grams.items():
                 trees[tap].add(slice_index, gram)
-        return {tap: tree.nodes() for tap, tree in trees.items()}
+        return {tap: tree.nodes for tap, tree in trees.items()}
 
     def factor(self, tap: str, *collected: Mapping[str, Mapping[tuple[int, int], Gram]]) -> TapData:
         """Merge all shards' Grams of a tap and factorize the Hessian."""

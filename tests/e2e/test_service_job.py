@@ -1,0 +1,102 @@
+"""Whole jobs through the real service: REST, Redis, dispatcher, driver, Ray, object store, pull, load."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from embedded_service import EmbeddedService
+from pipeline_helpers import block_hashes, make_spec, run
+
+from bitpress.errors import NotFound
+from bitpress.jobs import BlockEvent, JobState, LogEvent, ProgressEvent, StateEvent
+from bitpress.loading import load
+
+SPQR = {"kind": "spqr", "bits": 3}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedService]:
+    service = EmbeddedService(tmp_path_factory.mktemp("service") / "state")
+    service.start()
+    yield service
+    assert service.stop() == 0
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_job_on_ray_gives_the_bytes_of_a_local_run(
+    service: EmbeddedService, opt_mini: Path, texts: Path, tmp_path: Path, shards: int
+) -> None:
+    spec = make_spec(opt_mini, texts, SPQR, devices=shards)
+    with service.client() as client:
+        job = client.submit(spec)
+        events = list(client.events(job.id))
+        assert client.get(job.id).state is JobState.SUCCEEDED, client.get(job.id).error
+        client.pull(job.id, tmp_path / "pulled")
+        report = client.report(job.id)
+    local = run(spec, tmp_path / "local")
+    assert len(block_hashes(tmp_path / "pulled")) == 4
+    assert block_hashes(tmp_path / "pulled") == block_hashes(tmp_path / "local")
+    assert report.perplexity == local.perplexity
+    assert [event.index for event in events if isinstance(event, BlockEvent)] == [0, 1, 2, 3]
+    assert [e.state for e in events if isinstance(e, StateEvent)][-2:] == [JobState.RUNNING, JobState.SUCCEEDED]
+    assert any(isinstance(event, ProgressEvent) and event.progress.linear for event in events)
+    pulled = {str(path.relative_to(tmp_path / "pulled")) for path in (tmp_path / "pulled").rglob("*")}
+    assert pulled == {str(path.relative_to(tmp_path / "local")) for path in (tmp_path / "local").rglob("*")}
+    assert load(tmp_path / "pulled").config.model_type == "opt"
+
+
+def test_a_job_outlives_its_driver_and_the_whole_service(opt_mini: Path, texts: Path, tmp_path: Path) -> None:
+    service = EmbeddedService(tmp_path / "state")
+    service.start()
+    spec = make_spec(opt_mini, texts, SPQR, devices=1)
+    with service.client() as client:
+        job = client.submit(spec)
+        blocks = 0
+        for event in client.events(job.id):
+            if isinstance(event, BlockEvent):
+                blocks += 1
+                if blocks == 1:
+                    os.kill(service.driver(), signal.SIGKILL)  # mid-block: the next one is under way
+                if blocks == 2:
+                    break
+    service.kill()
+    service.start()
+    with service.client() as client:
+        events = list(client.events(job.id))
+        ended = client.get(job.id)
+        assert ended.state is JobState.SUCCEEDED, ended.error
+        assert ended.attempt == 3
+        assert [event.index for event in events if isinstance(event, BlockEvent)] == [0, 1, 2, 3]
+        client.pull(job.id, tmp_path / "pulled")
+    assert service.stop() == 0
+    run(spec, tmp_path / "local")
+    assert block_hashes(tmp_path / "pulled") == block_hashes(tmp_path / "local")
+
+
+def test_a_running_job_is_cancelled_before_its_next_linear(
+    service: EmbeddedService, opt_mini: Path, texts: Path
+) -> None:
+    with service.client() as client:
+        job = client.submit(make_spec(opt_mini, texts, SPQR, devices=1))
+        for event in client.events(job.id):
+            if isinstance(event, ProgressEvent) and event.progress.linear:
+                assert client.cancel(job.id).state is JobState.CANCELLING
+                break
+        later = list(client.events(job.id, event.id))
+        assert client.get(job.id).state is JobState.CANCELLED
+        # What was being written when the cancel came may still be reported, and nothing after it.
+        assert sum(isinstance(e, ProgressEvent) for e in later) <= 2
+        with pytest.raises(NotFound):
+            client.report(job.id)
+
+
+def test_a_job_that_cannot_be_done_fails_with_a_code(service: EmbeddedService, texts: Path, tmp_path: Path) -> None:
+    with service.client() as client:
+        job = client.submit(make_spec(tmp_path / "nowhere", texts, SPQR))
+        ended = client.wait(job.id)
+        assert ended.state is JobState.FAILED and ended.attempt == 1
+        assert ended.error is not None and ended.error.code == "bad-checkpoint"
+        assert "nowhere" in ended.error.message
+        assert any(isinstance(event, LogEvent) for event in client.history(job.id))
