@@ -1,0 +1,78 @@
+"""RTN: every weight to the nearest value of its grid; no calibration enters.
+
+Worked example, 2 bits: the row [-1, 0.5, 2] spans 3, so scale = 1 and zero = 1; the codes are
+[0, 1, 3] (0.5 rounds to even) and the values [-1, 0, 2].
+
+Source: the baseline of GPTQ (Frantar et al. 2022, arXiv 2210.17323), here also with groups of
+columns and with 16-bit scales rounded before use. A symmetric grid spans -max|w| .. max|w| also
+for rows without a negative weight, which published code clips to half of the range.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bitpress.formats import CompressedLinear, GroupedAffine, statistics
+from bitpress.formats.base import ROW_MULTIPLE
+from bitpress.formats.grouped_affine import affine_parts
+from bitpress.methods import RTNConfig
+from bitpress_workers.methods.base import Agreement, Survey
+from bitpress_workers.numerics.grid import IntegerZeroGrid, fit_integer_zero
+from bitpress_workers.numerics.hessian import Factor, Gram, unfactored
+
+
+class RTN:
+    propagation: Literal["block", "tap"] = "block"
+    survey_rounds = 0
+
+    def __init__(self, config: RTNConfig) -> None:
+        self._config = config
+
+    def row_tile(self, at_least: int) -> int:
+        return at_least + -at_least % ROW_MULTIPLE
+
+    def factor(self, gram: Gram) -> Factor:
+        return unfactored(gram)
+
+    def begin(self, weight_RI: Tensor, factor: Factor, row_tile: int) -> "RTNRows":
+        return RTNRows(self._config, weight_RI)
+
+    def agree(self, surveys: Sequence[Survey], agreed: Agreement | None) -> Agreement:
+        raise AssertionError("rows of RTN have nothing to agree on")
+
+
+class RTNRows:
+    """num_constant_groups: groups of zeros only."""
+
+    num_constant_groups = 0
+
+    def __init__(self, config: RTNConfig, weight_RI: Tensor) -> None:
+        self._config = config
+        self._weight_RI = weight_RI
+
+    def survey(self, agreed: Agreement | None) -> Sequence[Survey]:
+        return []
+
+    def solve(self, agreed: Agreement | None) -> CompressedLinear:
+        config, weight_RI = self._config, self._weight_RI
+        num_columns = weight_RI.shape[1]
+        size = min(config.group_size or num_columns, num_columns)
+        lo_RG, hi_RG = _group_ranges(weight_RI, size)
+        self.num_constant_groups = int(((lo_RG == 0) & (hi_RG == 0)).sum())
+        grid = fit_integer_zero(lo_RG, hi_RG, config.bits, symmetric=config.symmetric)
+        scale_RI, zero_RI = (x.repeat_interleave(size, dim=1)[:, :num_columns] for x in (grid.scale, grid.zero))
+        codes_RI = IntegerZeroGrid(scale_RI, zero_RI, config.bits).encode(weight_RI).to(torch.uint8)
+        zero = (
+            statistics.constant(2 ** (config.bits - 1))
+            if config.symmetric
+            else statistics.integer(grid.zero, config.bits)
+        )
+        return GroupedAffine.from_parts(affine_parts(codes_RI, config.bits, size, statistics.float16(grid.scale), zero))
+
+
+def _group_ranges(weight_RI: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return smallest and largest weight of every row and group, [R, G]; the last group may be short."""
+    ranges = [group.aminmax(dim=1) for group in weight_RI.split(size, dim=1)]
+    return torch.stack([r.min for r in ranges], dim=1), torch.stack([r.max for r in ranges], dim=1)

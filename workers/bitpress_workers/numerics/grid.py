@@ -1,0 +1,166 @@
+"""Grids: which values a code of a few bits can stand for, and how one is fitted to weights.
+
+A grid is a scale and a zero; code c stands for scale * (c - zero). Two kinds, after the papers
+that brought them:
+
+  integer zero (RTN, GPTQ, SEPTQ): the range always contains 0, which is exactly on the grid
+  real zero (SpQR): the range is that of the weights, and the zero any number
+
+Scales and real zeros are rounded to `scale_dtype`, the type they are stored in, before anything
+uses them, so that what is stored is what was calibrated; float32 reproduces published numbers.
+A scale that rounds to 0 becomes the smallest positive number of that type.
+A symmetric grid spans -max|w| .. max|w| for all rows, non-negative ones too: keeping their lower
+end at 0, as published code does, leaves half of the codes unused and clips the largest weights.
+
+Shapes: R rows, K columns; every function is elementwise in rows but for the search.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+SMALLEST = {torch.float16: 2.0**-24, torch.float32: 2.0**-126}
+# A real zero this far from the codes means that the weights differ by less than 16 bits resolve.
+MAX_REAL_ZERO = 2.0**14
+SEARCH_STEPS = 80  # shrink factors 1.00, 0.99 .. 0.21 (SEPTQ: grid 100, maxshrink 0.8)
+SEARCH_NORM = 2.4
+
+
+@dataclass(frozen=True)
+class IntegerZeroGrid:
+    """scale, zero: float32, broadcastable to the weights; zero whole, 0 .. 2**bits - 1."""
+
+    scale: Tensor
+    zero: Tensor
+    bits: int
+
+    def encode(self, weights: Tensor) -> Tensor:
+        """Return the nearest codes, whole float32."""
+        return torch.div(weights, self.scale).round_().add_(self.zero).clamp_(0, 2**self.bits - 1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return the values of codes, float32."""
+        return torch.sub(codes, self.zero).mul_(self.scale)
+
+
+@dataclass(frozen=True)
+class RealZeroGrid:
+    """scale, zero: float32, broadcastable to the weights."""
+
+    scale: Tensor
+    zero: Tensor
+    bits: int
+
+    def encode(self, weights: Tensor) -> Tensor:
+        """Return the nearest codes, whole float32; unlike above, scale and zero are applied before rounding."""
+        return torch.div(weights, self._divisor).add_(self.zero).round_().clamp_(0, 2**self.bits - 1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return the values of codes, float32."""
+        return torch.sub(codes, self.zero).mul_(self.scale)
+
+    @cached_property
+    def _divisor(self) -> Tensor:
+        return self.scale.clamp(min=1e-9)  # a scale that was itself quantized may be 0
+
+
+def stored_scale(scale: Tensor, scale_dtype: torch.dtype) -> Tensor:
+    """Round positive scales as they will be stored; none becomes 0."""
+    return scale.to(scale_dtype).float().clamp_(min=SMALLEST[scale_dtype])
+
+
+def fit_integer_zero(
+    lo: Tensor, hi: Tensor, bits: int, *, symmetric: bool = False, scale_dtype: torch.dtype = torch.float16
+) -> IntegerZeroGrid:
+    """Fit a grid to weights between lo and hi (float32, any shape). Source: GPTQ, arXiv 2210.17323, its quantizer."""
+    lo, hi = _range_with_zero(lo, hi, symmetric)
+    scale = stored_scale((hi - lo) / (2**bits - 1), scale_dtype)
+    return IntegerZeroGrid(scale, _integer_zero(lo, scale, bits, symmetric), bits)
+
+
+def search_integer_zero(
+    weights_RK: Tensor, bits: int, *, symmetric: bool = False, scale_dtype: torch.dtype = torch.float16
+) -> IntegerZeroGrid:
+    """Fit a grid per row by shrinking its range until the error's 2.4-norm is smallest; the widest wins ties.
+
+    Powers and sums run here, so their bits may depend on the shape: call it tile by tile.
+    weights_RK: float32, not modified. Returns scale and zero [R, 1].
+    Source: SEPTQ (ghtll/SEPTQ), the `mse` option of its quantizer.
+    """
+    lo, hi = _range_with_zero(*weights_RK.aminmax(dim=1, keepdim=True), symmetric)
+    best = torch.full_like(lo, torch.inf)
+    scale, zero = torch.ones_like(lo), torch.zeros_like(lo)
+    error_RK = torch.empty_like(weights_RK)
+    for step in range(SEARCH_STEPS):
+        shrink = 1 - step / 100
+        candidate_scale = stored_scale((shrink * hi - shrink * lo) / (2**bits - 1), scale_dtype)
+        candidate_zero = _integer_zero(shrink * lo, candidate_scale, bits, symmetric)
+        # clip(round(w / s) + z, 0, max) - z, in one pass less
+        torch.div(weights_RK, candidate_scale, out=error_RK).round_()
+        error_RK.clamp_(-candidate_zero, 2**bits - 1 - candidate_zero).mul_(candidate_scale)
+        error_RK.sub_(weights_RK).abs_().pow_(SEARCH_NORM)
+        error = error_RK.sum(dim=1, keepdim=True)
+        better = error < best
+        best = torch.where(better, error, best)
+        scale, zero = torch.where(better, candidate_scale, scale), torch.where(better, candidate_zero, zero)
+    return IntegerZeroGrid(scale, zero, bits)
+
+
+def fit_real_zero(
+    lo: Tensor,
+    hi: Tensor,
+    bits: int,
+    *,
+    symmetric: bool = False,
+    round_zero: bool = False,
+) -> RealZeroGrid:
+    """Fit a grid to weights between lo and hi (float32, any shape); scale and zero are not rounded yet.
+
+    Weights that are all the same, or differ by less than 16 bits resolve, get the range from 0 to
+    them, of which both ends are on the grid (published code takes -1 .. 1, where neither is).
+    Source: SpQR, arXiv 2306.03078, its quantizer.
+    """
+    maxq = 2**bits - 1
+    if symmetric:
+        hi = torch.maximum(lo.abs(), hi.abs())
+        scale = (hi * 2 / maxq).clamp_(min=SMALLEST[torch.float32])
+        return RealZeroGrid(scale, torch.full_like(scale, 2 ** (bits - 1)), bits)
+    far = torch.maximum(lo.abs(), hi.abs()) * maxq > (hi - lo) * MAX_REAL_ZERO
+    lo, hi = torch.where(far, lo.clamp(max=0), lo), torch.where(far, hi.clamp(min=0), hi)
+    scale = ((hi - lo) / maxq).clamp_(min=SMALLEST[torch.float32])
+    zero = -lo / scale
+    return RealZeroGrid(scale, zero.round_() if round_zero else zero, bits)
+
+
+def fit_statistics(values_TS: Tensor, bits: int, *, scale_dtype: torch.dtype = torch.float16) -> RealZeroGrid:
+    """Fit the second-level grid of the S scales or zeros that share one; scale and zero [T, 1].
+
+    Values that are all the same, or differ by less than 16 bits resolve, all decode to the lowest
+    (published code decodes them to something near 0.14, whatever they were).
+    Source: SpQR, arXiv 2306.03078, section 4.
+    """
+    lo, hi = values_TS.aminmax(dim=-1, keepdim=True)
+    scale = stored_scale((hi - lo) / (2**bits - 1), scale_dtype)
+    zero = (-lo / scale).to(scale_dtype).float()
+    same = (hi == lo) | (zero.abs() > MAX_REAL_ZERO)
+    scale, zero = torch.where(same, lo.to(scale_dtype).float(), scale), torch.where(same, -1.0, zero)
+    return RealZeroGrid(scale, zero, bits)
+
+
+def _range_with_zero(lo: Tensor, hi: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
+    if symmetric:
+        hi = torch.maximum(lo.abs(), hi.abs())
+        lo = -hi
+    else:
+        lo, hi = lo.clamp(max=0), hi.clamp(min=0)
+    empty = lo == hi
+    return torch.where(empty, -1.0, lo), torch.where(empty, 1.0, hi)
+
+
+def _integer_zero(lo: Tensor, scale: Tensor, bits: int, symmetric: bool) -> Tensor:
+    if symmetric:
+        return torch.full_like(scale, 2 ** (bits - 1))
+    # A scale that was rounded down may put the zero beyond the last code.
+    return (-lo / scale).round_().clamp_(0, 2**bits - 1)
