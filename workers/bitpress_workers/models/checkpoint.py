@@ -44,7 +44,8 @@ DOWNLOADS = [
 
 # Private keys that transformers itself has written into config.json; any other may steer which code runs.
 PRIVATE_KEYS = {
-    "_name_or_path", "_commit_hash", "_num_labels", "_attn_implementation_autoset", "_remove_final_layer_norm",
+    "_name_or_path", "_model_name_or_path", "_commit_hash", "_num_labels", "_attn_implementation_autoset",
+    "_remove_final_layer_norm",
 }  # fmt: skip
 REFUSED_KEYS = {
     "auto_map": "names code to run; remote code is never run",
