@@ -1,0 +1,150 @@
+"""Where bytes lie: a directory or a bucket, with the same calls.
+
+Objects are written once and never changed. A write becomes visible whole or not at all; what counts
+as part of an artifact is said by the job store alone, so an object nobody recorded does no harm.
+"""
+
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import unquote
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import LocalStore
+from obstore.store import from_url as store_from_url
+
+from bitpress.errors import StoreError
+
+# S3 takes 10,000 parts of an upload: 64 MiB each allow objects of 625 GiB.
+PART_BYTES = 64 * 1024 * 1024
+STREAM_BYTES = 1024 * 1024
+
+# An upload older than this has no writer any more.
+_STALE_SECONDS = 24 * 3600
+
+
+def job_key(tenant: str, job_id: str, fence: int, name: str) -> str:
+    """Key of a file that one attempt of a job writes. Attempts never share a key, so none can disturb another."""
+    return f"t/{tenant}/jobs/{job_id}/a{fence}/{name}"
+
+
+class ArtifactStore:
+    """Objects by key under one root. Every method raises StoreError for what cannot be read or written."""
+
+    def __init__(self, store: Any, root: Path | None) -> None:
+        self._store = store
+        self._root = root
+
+    @classmethod
+    def from_url(cls, url: str) -> Self:
+        """Open `file:///path` (made when it is absent) or `s3://bucket/prefix` (credentials from the environment)."""
+        if url.startswith("file://"):
+            return cls._local(Path(unquote(url.removeprefix("file://"))))
+        with _reporting("cannot open", url):
+            return cls(store_from_url(url), None)
+
+    @classmethod
+    def _local(cls, path: Path) -> Self:
+        if not path.is_absolute():
+            raise StoreError(f"expected file:///absolute/path, found {path}")
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot open {path}: {error}") from error
+        # Links below the root would be followed, out of it as well; resolved once, the root itself is none.
+        root = path.resolve()
+        return cls(LocalStore(root), root)
+
+    def put_bytes(self, key: str, data: bytes) -> None:
+        """Raises StoreError also when the key is taken."""
+        with _reporting("cannot write", key):
+            obstore.put(self._store, key, data, mode="create")
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Upload a file of any size in parts. Raises StoreError also when the key is taken."""
+        with _reporting("cannot write", key):
+            if path.stat().st_size <= PART_BYTES:
+                obstore.put(self._store, key, path, mode="create")
+                return
+            if self._exists(key):
+                raise FileExistsError(f"{key} already exists")
+            # No store creates in parts and only if absent; two writers of one key are kept apart by the fence in it.
+            obstore.put(self._store, key, path, chunk_size=PART_BYTES, max_concurrency=4)
+
+    def get_bytes(self, key: str) -> bytes:
+        with _reporting("cannot read", key):
+            return bytes(obstore.get(self._store, key).bytes())
+
+    def get_file(self, key: str, path: Path) -> None:
+        """Download to `path`, which appears only when it is whole."""
+        part = path.with_name(path.name + ".part")
+        with _reporting("cannot read", key):
+            with part.open("wb") as file:
+                for chunk in obstore.get(self._store, key).stream(min_chunk_size=STREAM_BYTES):
+                    file.write(chunk)
+            part.replace(path)
+
+    def head(self, key: str) -> int:
+        """Size in bytes."""
+        with _reporting("cannot read", key):
+            return int(obstore.head(self._store, key)["size"])
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Keys below `prefix`, which ends at a slash of the key."""
+        with _reporting("cannot list", prefix):
+            for chunk in obstore.list(self._store, prefix):
+                yield from (item["path"] for item in chunk)
+
+    async def stream(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:
+        """Bytes `start` to `end`, the latter excluded, in chunks of about 1 MiB."""
+        if start == end:
+            return
+        with _reporting("cannot read", key):
+            result = await obstore.get_async(self._store, key, options={"range": (start, end)})
+            async for chunk in result.stream(min_chunk_size=STREAM_BYTES):
+                yield bytes(chunk)
+
+    def presign(self, key: str, seconds: int) -> str | None:
+        """A URL that anyone may read the object from for so long; None for a directory, which has none."""
+        if self._root is not None:
+            return None
+        with _reporting("cannot sign", key):
+            return str(obstore.sign(self._store, "GET", key, timedelta(seconds=seconds)))
+
+    def ping(self) -> None:
+        """Raises StoreError when the store does not answer or its directory is gone."""
+        with _reporting("cannot reach", "the artifact store"):
+            if self._root is None:
+                self._exists("ping")
+            elif not os.access(self._root, os.W_OK | os.X_OK):
+                raise NotADirectoryError(f"{self._root} is not a directory that this process may write to")
+
+    def sweep(self) -> None:
+        """Remove what uploads into a directory left behind when their process was killed."""
+        if self._root is None:
+            return
+        # While it is written, `name` is `name#1` (or another number), which no key can be.
+        for path in self._root.rglob("*#*"):
+            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                path.unlink()
+
+    def _exists(self, key: str) -> bool:
+        try:
+            obstore.head(self._store, key)
+        except FileNotFoundError:
+            return False
+        return True
+
+
+@contextmanager
+def _reporting(what: str, key: str) -> Iterator[None]:
+    try:
+        yield
+    except (BaseError, OSError, ValueError) as error:
+        # Behind its first line the library prints its inner error values.
+        raise StoreError(f"{what} {key}: {str(error).splitlines()[0]}") from error

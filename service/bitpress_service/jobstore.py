@@ -1,0 +1,157 @@
+"""The seam to the state of all jobs: what a store of jobs promises, whatever it is built on.
+
+Every method is one atomic step. A worker's writes carry the fence of its claim; the fence grows
+with every claim and every lost lease, so that a worker that came back from the dead is refused
+(`Fenced`) and cannot disturb the one that took over.
+
+Every method raises Unavailable when the store cannot be reached.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal, Protocol
+
+from bitpress.errors import BitpressError
+from bitpress.jobs import Event, Failure, Job, JobPage, JobSpec, JobState, Progress
+
+Outcome = Literal["succeeded", "failed", "cancelled"]
+
+
+class Fenced(BitpressError):
+    """The lease was lost: the job belongs to another attempt, or has ended. Stop, and write nothing more."""
+
+    code = "fenced"
+    status = 409
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job as its new worker gets it. Every write of this attempt carries `fence`."""
+
+    job: Job
+    fence: int
+
+
+@dataclass(frozen=True)
+class BlockRecord:
+    """A published block: where its file and its sidecar lie, and their hashes. The index a resume starts from."""
+
+    index: int
+    name: str
+    key: str
+    sha256: str
+    bytes: int
+    relative_error: float
+    sidecar_key: str
+    sidecar_sha256: str
+
+
+class LeaseStatus(StrEnum):
+    """What a worker is told on every write: go on, or wind down because the user cancelled."""
+
+    OK = "ok"
+    CANCEL = "cancel"
+
+
+class JobStore(Protocol):
+    """All jobs of all tenants. Times are the store's own clock, never a worker's."""
+
+    async def create(
+        self, tenant: str, spec: JobSpec, *, idempotency_key: str | None = None, priority: int = 0
+    ) -> tuple[Job, bool]:
+        """Store and queue a job; the flag is true when `idempotency_key` had already made this very job.
+
+        Raises Conflict when the key was used with another spec or priority in the last 24 hours.
+        """
+        ...
+
+    async def get(self, job_id: str, tenant: str | None = None) -> Job:
+        """Raises NotFound, also when the job is another tenant's."""
+        ...
+
+    async def list(
+        self, tenant: str, *, limit: int, cursor: str | None = None, state: JobState | None = None
+    ) -> JobPage:
+        """Newest first."""
+        ...
+
+    async def request_cancel(self, job_id: str, tenant: str | None = None) -> Job:
+        """A queued job is cancelled at once, a running one becomes `cancelling`, one that ended stays as it is.
+
+        Raises NotFound.
+        """
+        ...
+
+    async def events(
+        self, job_id: str, after: str = "0", limit: int = 1000, wait_seconds: float = 0
+    ) -> Sequence[Event]:
+        """The events behind the one with id `after`, oldest first; waits for the first one at most `wait_seconds`."""
+        ...
+
+    async def claim(self, owner: str, lease_seconds: float) -> Claim | None:
+        """Take the first job of the queue: highest priority, then oldest. None when nothing is due."""
+        ...
+
+    async def renew(self, job_id: str, fence: int, lease_seconds: float) -> LeaseStatus:
+        """Raises Fenced."""
+        ...
+
+    async def record(
+        self,
+        job_id: str,
+        fence: int,
+        *,
+        progress: Progress | None = None,
+        block: BlockRecord | None = None,
+        log: str | None = None,
+        status_detail: str | None = None,
+    ) -> LeaseStatus:
+        """Write what is given and send its events. The same block again changes nothing. Raises Fenced."""
+        ...
+
+    async def blocks(self, job_id: str) -> dict[int, BlockRecord]:
+        """The published blocks by index, of all attempts."""
+        ...
+
+    async def finish(
+        self,
+        job_id: str,
+        fence: int,
+        *,
+        state: Outcome,
+        error: Failure | None = None,
+        files: Mapping[str, str] | None = None,
+    ) -> Job:
+        """End the job; `error` goes with "failed", `files` (name to object key) with "succeeded".
+
+        When the user asked to cancel before this call, the job ends cancelled whatever `state` says.
+        Finishing again with the same fence returns the job as it ended.
+        Raises Fenced; Conflict for "cancelled" when nobody asked to cancel.
+        """
+        ...
+
+    async def release(self, job_id: str, fence: int, *, delay_seconds: float, error: Failure | None = None) -> Job:
+        """Give the job back to the queue, not to be claimed for `delay_seconds`; `error` counts as a failure.
+
+        A job that the user asked to cancel ends cancelled. Raises Fenced.
+        """
+        ...
+
+    async def reap(self, max_stalled_attempts: int = 3) -> Sequence[str]:
+        """Take back the jobs whose lease has run out, and return their ids.
+
+        Each goes to the queue again; it fails (worker-lost) after `max_stalled_attempts` lost attempts
+        in a row that published no block, and ends cancelled when the user asked for that.
+        """
+        ...
+
+    async def files(self, job_id: str) -> dict[str, str]:
+        """The artifact: file name to object key. Empty until the job has succeeded."""
+        ...
+
+    async def ping(self) -> None:
+        """Raises Unavailable when the store is down, or set up so that it may drop what it holds."""
+        ...
+
+    async def aclose(self) -> None: ...

@@ -1,0 +1,70 @@
+-- Stands before every script. KEYS[1] is the prefix of all keys; it holds the hash tag, so that
+-- they all live on one node and a script may build the names it needs.
+--
+--   job:<id>                hash    the job; `rank` is its place in the queue, `stalled` its attempts
+--                                   in a row without a new block, `cancel` is '1' once asked for
+--   queue                   zset    id -> rank: higher priority first, then older first
+--   delayed                 zset    id -> ms when it goes back to the queue
+--   leases                  zset    id -> ms when the lease runs out
+--   events:<id>             stream  type, data (JSON)
+--   blocks:<id>             hash    block index -> record (JSON)
+--   jobs:<tenant>           zset    ids of a tenant; ids sort by creation
+--   jobs:<tenant>:<state>   zset    the same by state
+--   idempotency:<tenant>:<sha256 of the key>   string  '<id> <fingerprint of the request>'
+
+local prefix = KEYS[1]
+local queue, delayed, leases = prefix .. 'queue', prefix .. 'delayed', prefix .. 'leases'
+
+local function job_key(id) return prefix .. 'job:' .. id end
+
+-- Lua prints large numbers as 1.7e+12.
+local function integer(number) return string.format('%.0f', number) end
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- The event's time is that of its stream id.
+local function emit(id, type, data)
+  redis.call('XADD', prefix .. 'events:' .. id, 'MAXLEN', '~', 10000, '*', 'type', type, 'data', data)
+end
+
+local function read(id, ...) return redis.call('HMGET', job_key(id), ...) end
+
+local function job(id) return redis.call('HGETALL', job_key(id)) end
+
+-- Moves a job to a state, `failure` (JSON or '') saying why.
+local function become(id, state, failure)
+  local was = read(id, 'tenant', 'state', 'attempt')
+  local index = prefix .. 'jobs:' .. was[1] .. ':'
+  if was[2] then redis.call('ZREM', index .. was[2], id) end
+  redis.call('ZADD', index .. state, 0, id)
+  redis.call('HSET', job_key(id), 'state', state, 'error', failure, 'status_detail', '')
+  redis.call('HINCRBY', job_key(id), 'version', 1)
+  local shown = failure == '' and 'null' or failure
+  emit(id, 'state', '{"state":"' .. state .. '","attempt":' .. was[3] .. ',"error":' .. shown .. '}')
+end
+
+local function finish_as(id, state, failure)
+  redis.call('ZREM', leases, id)
+  redis.call('HSET', job_key(id), 'finished_at', integer(now_ms()))
+  become(id, state, failure)
+end
+
+local function enqueue(id, delay_ms, failure)
+  redis.call('ZREM', leases, id)
+  if delay_ms > 0 then
+    redis.call('ZADD', delayed, integer(now_ms() + delay_ms), id)
+  else
+    redis.call('ZADD', queue, read(id, 'rank')[1], id)
+  end
+  become(id, 'queued', failure)
+end
+
+-- Whether `fence` is that of the attempt that runs now, and whether it is to wind down.
+local function holds(id, fence)
+  local current = read(id, 'fence', 'state', 'cancel')
+  local running = current[2] == 'running' or current[2] == 'cancelling'
+  return running and current[1] == fence, current[3] == '1'
+end

@@ -1,0 +1,37 @@
+"""How Bitpress speaks to Redis: one way to connect, one prefix, one translation of errors."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from bitpress.errors import Unavailable
+
+# The braces are a hash tag: all keys live on one node, so one script may touch several of them.
+PREFIX = "{bp}:"
+
+# A restart of the server is sat out; a server that stays away is reported within about two seconds.
+_RETRY = Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), retries=6)
+
+
+def connect(url: str) -> Redis:
+    """A client for `redis://`, `rediss://` or `unix://` URLs; connects with the first command."""
+    return Redis.from_url(url, decode_responses=True, retry=_RETRY, health_check_interval=30)
+
+
+@contextmanager
+def reporting_unavailable() -> Iterator[None]:
+    """Turn a Redis that is down, full, read-only or unable to write to its disk into Unavailable."""
+    try:
+        yield
+    except (RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOnlyError) as error:
+        raise Unavailable(f"Redis: {error}") from error
+    except ResponseError as error:
+        if str(error).startswith("MISCONF"):
+            raise Unavailable(f"Redis: {error}") from error
+        raise

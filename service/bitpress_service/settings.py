@@ -1,0 +1,45 @@
+"""Where the service runs: everything an operator may set, each by an environment variable `BITPRESS_<NAME>`.
+
+What a job is to do stands in its JobSpec; the two are never mixed.
+"""
+
+import os
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _default_state_dir() -> Path:
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "bitpress"
+
+
+class Settings(BaseSettings):
+    """Defaults are the embedded service: one machine, one directory, loopback only."""
+
+    model_config = SettingsConfigDict(env_prefix="BITPRESS_", frozen=True)
+
+    state_dir: Path = Field(default_factory=_default_state_dir, description="all that the embedded default keeps")
+    redis_url: str | None = Field(None, description="null: a private server in state_dir")
+    storage_url: str | None = Field(None, description="file:///path or s3://bucket/prefix; null: state_dir/artifacts")
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    lease_seconds: float = Field(30.0, gt=0, description="a job whose worker is silent this long goes to another")
+    max_body_bytes: int = Field(64 * 1024, ge=1024)
+    presign_seconds: int = Field(900, ge=1, le=7 * 24 * 3600, description="life of a download URL")
+    shutdown_seconds: int = Field(3, ge=1, description="time that open requests get when the service stops")
+
+    @property
+    def redis_dir(self) -> Path:
+        """Data of the embedded Redis server."""
+        return self.state_dir / "redis"
+
+    @property
+    def artifacts_url(self) -> str:
+        return self.storage_url or (self.state_dir / "artifacts").absolute().as_uri()
+
+    @property
+    def key_file(self) -> Path:
+        """The API key of the embedded default."""
+        return self.state_dir / "api-key"
