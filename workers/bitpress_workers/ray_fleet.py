@@ -5,6 +5,13 @@ import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
+# Read by Ray when it is imported. Its own default depends on what ran before it in the same home
+# directory, so the mode is set everywhere; a Ray of our own gets a token that nobody else knows.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"} & os.environ.keys():
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -34,11 +41,7 @@ class RaySession:
 
     def __init__(self, address: str, num_shards: int | None, temp_dir: str | None = None) -> None:
         self._local = address == "local"
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # Ray's default depends on what ran before it in the same home directory; be explicit, everywhere.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
         if self._local:
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
             cores = len(os.sched_getaffinity(0))
             own = {
                 "num_cpus": max(cores, num_shards or 0),
@@ -78,11 +81,11 @@ class RayFleet:
         strategy = PlacementGroupSchedulingStrategy(placement_group=self._group)
         # A restarted actor would have lost its activations: a lost actor ends the attempt, and the job resumes.
         actor = ray.remote(max_restarts=0, max_task_retries=0, scheduling_strategy=strategy, **resources)(_Actor)
-        self._actors = [actor.remote(config, index, size) for index in range(size)]
-        self.get([a.ready.remote() for a in self._actors])
+        self._actors = [actor.remote() for _ in range(size)]
+        self.get([a.build.remote(config, index, size) for index, a in enumerate(self._actors)])
 
     def on(self, index: int, method: Callable[..., Any], *args: Any) -> Ref:
-        return getattr(self._actors[index], method.__name__).remote(*args)
+        return self._actors[index].call.remote(method.__name__, *args)
 
     def all(self, method: Callable[..., Any], *args: Any) -> list[Ref]:
         return [self.on(index, method, *args) for index in range(self.size)]
@@ -106,14 +109,14 @@ class RayFleet:
         remove_placement_group(self._group)
 
 
-class _Actor(Shard):
-    """A Shard that answers when it is built; on an accelerator it sees one, number 0."""
+class _Actor:
+    """Holds a Shard. Not one itself: an error while an actor is made would look like a lost host."""
 
-    def __init__(self, config: ShardConfig, index: int, num_shards: int) -> None:
-        super().__init__(config, index, num_shards, device_index=0)
+    def build(self, config: ShardConfig, index: int, num_shards: int) -> None:
+        self._shard = Shard(config, index, num_shards, device_index=0)  # an actor sees one accelerator
 
-    def ready(self) -> None:
-        return None
+    def call(self, method: str, *args: Any) -> Any:
+        return getattr(self._shard, method)(*args)
 
 
 def _place(size: int, resources: dict[str, int]) -> PlacementGroup:

@@ -53,8 +53,8 @@ class LocalFleet:
         self.size = size
         # One thread per shard keeps a shard's calls in order; a call only waits for calls made before it.
         self._threads = [ThreadPoolExecutor(1, thread_name_prefix=f"shard-{index}") for index in range(size)]
-        build = [self._submit(index, Shard, (config, index, size)) for index in range(size)]
-        self._shards: list[Shard] = self.get(build)
+        # One after the other: a model is built on the meta device by patching torch, for all threads at once.
+        self._shards = [self._submit(index, Shard, (config, index, size)).result() for index in range(size)]
 
     def on(self, index: int, method: Callable[..., Any], *args: Any) -> Ref:
         return self._submit(index, method, (self._shards[index], *args))
@@ -69,7 +69,7 @@ class LocalFleet:
         for thread in self._threads:
             thread.shutdown(cancel_futures=True)
 
-    def _submit(self, index: int, function: Callable[..., Any], args: tuple[Any, ...]) -> "Future[Any]":
+    def _submit(self, index: int, function: Callable[..., Any], args: tuple[Any, ...]) -> Future[Any]:
         return self._threads[index].submit(lambda: function(*(_resolve(arg) for arg in args)))
 
 
