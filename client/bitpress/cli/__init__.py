@@ -1,0 +1,22 @@
+"""The command `bitpress`: each file of this package holds a few commands, `main` runs them."""
+
+import sys
+from typing import NoReturn
+
+from bitpress.cli import jobs, local, results, watch
+from bitpress.cli.app import app
+from bitpress.cli.exits import exit_code
+from bitpress.cli.output import print_error
+from bitpress.errors import BitpressError
+
+__all__ = ["jobs", "local", "main", "results", "watch"]
+
+
+def main() -> NoReturn:
+    """Run one command and leave with its exit code."""
+    try:
+        app()
+    except (BitpressError, OSError) as error:  # TimeoutError, too, is an OSError
+        print_error(error)
+        sys.exit(exit_code(error))
+    sys.exit(0)

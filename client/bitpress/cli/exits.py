@@ -1,0 +1,59 @@
+"""Exit codes of the command line; they are part of its interface."""
+
+from bitpress.errors import (
+    BitpressError,
+    Cancelled,
+    Conflict,
+    Forbidden,
+    InvalidJob,
+    NotFound,
+    TooManyJobs,
+    Unauthorized,
+    Unavailable,
+)
+from bitpress.jobs import JobState
+
+FAILED = 1
+USAGE = 2
+SERVICE = 6
+WAIT_TIMEOUT = 7
+CANCELLED = 8
+DETACHED = 130
+
+MEANINGS = {
+    0: "it worked",
+    FAILED: "the job failed, or something on this machine did",
+    USAGE: "the command line is wrong, or a part of Bitpress is not installed",
+    3: "no such job, report or artifact",
+    4: "no key, or one that may not do this",
+    5: "the service refused the job or the change",
+    SERVICE: "the service cannot be reached, is full or made an error",
+    WAIT_TIMEOUT: "the job had not ended when --timeout was over",
+    CANCELLED: "the job was cancelled",
+    DETACHED: "Ctrl-C; a job that was watched goes on",
+}
+
+BY_ERROR: dict[type[BitpressError], int] = {
+    NotFound: 3,
+    Unauthorized: 4,
+    Forbidden: 4,
+    InvalidJob: 5,
+    Conflict: 5,
+    TooManyJobs: SERVICE,
+    Unavailable: SERVICE,
+    BitpressError: SERVICE,
+    Cancelled: CANCELLED,
+}
+
+
+def exit_code(error: BitpressError | OSError) -> int:
+    if isinstance(error, BitpressError):
+        return BY_ERROR.get(type(error), FAILED)
+    return WAIT_TIMEOUT if isinstance(error, TimeoutError) else FAILED
+
+
+def outcome(states: list[JobState]) -> int:
+    """The code for jobs that have ended: a failure outweighs a cancellation, which outweighs success."""
+    if JobState.FAILED in states:
+        return FAILED
+    return CANCELLED if JobState.CANCELLED in states else 0

@@ -1,0 +1,130 @@
+"""Commands on jobs: submit, list, get, cancel."""
+
+import json
+from itertools import islice
+from typing import Annotated, Any
+
+import typer
+
+from bitpress.cli.app import JOBS, JobId, Json, app
+from bitpress.cli.follow import end_with_outcome, show_until_ended
+from bitpress.cli.output import plain_table, print_json, print_table, say
+from bitpress.client import Client
+from bitpress.errors import InvalidJob
+from bitpress.jobs import Job, JobSpec, JobState, parse_spec
+from bitpress.progress import describe
+
+
+@app.command(rich_help_panel=JOBS)
+def submit(
+    spec: Annotated[typer.FileText, typer.Argument(metavar="SPEC.json", help="The job spec; - reads it from stdin.")],
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Change a field of the spec: --set method.bits=2"),
+    ] = None,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="A second submit with the same key returns the first one's job.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Show progress and stay until the job has ended.")] = False,
+    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="With --wait: stay no longer.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Submit a job and print its id."""
+    parsed = read_spec(spec.read(), assignments or [])
+    with Client() as client:
+        job = client.submit(parsed, idempotency_key)
+        if wait:
+            if not as_json:
+                say(f"submitted {job.id}")
+            show_until_ended(client, [job.id], timeout)
+            job = client.get(job.id)
+    if as_json:
+        print_json(job.model_dump(mode="json"))
+    else:
+        typer.echo(job.id)
+    if wait:
+        end_with_outcome([job])
+
+
+def read_spec(text: str, assignments: list[str]) -> JobSpec:
+    """Parse a spec and apply `PATH=VALUE` changes; VALUE is JSON where it can be, else a string.
+
+    Raises InvalidJob.
+    """
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise InvalidJob(f"the job spec is not JSON: {error}") from None
+    for assignment in assignments:
+        _assign(data, assignment)
+    return parse_spec(data)
+
+
+def _assign(data: Any, assignment: str) -> None:
+    path, equals, text = assignment.partition("=")
+    *parents, name = path.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {}) if isinstance(data, dict) else None
+    if not equals or not isinstance(data, dict):
+        raise typer.BadParameter(f"expected PATH=VALUE with the path of a field, found {assignment!r}")
+    try:
+        data[name] = json.loads(text)
+    except ValueError:
+        data[name] = text
+
+
+@app.command(name="list", rich_help_panel=JOBS)
+def list_jobs(
+    state: Annotated[JobState | None, typer.Option(help="Only jobs in this state.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """List jobs, newest first."""
+    with Client() as client:
+        jobs = list(islice(client.list(state), limit))
+    if as_json:
+        print_json([job.model_dump(mode="json") for job in jobs])
+        return
+    table = plain_table("job", "state", "method", "model", "progress", "created")
+    for job in jobs:
+        created = job.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
+        fraction = f"{job.progress.fraction:.0%}"
+        table.add_row(job.id, job.state.value, job.spec.method.kind, job.spec.model.uri, fraction, created)
+    print_table(table)
+
+
+@app.command(rich_help_panel=JOBS)
+def get(job_id: JobId, as_json: Json = False) -> None:
+    """Show one job."""
+    with Client() as client:
+        _print_job(client.get(job_id), as_json)
+
+
+@app.command(rich_help_panel=JOBS)
+def cancel(job_id: JobId, as_json: Json = False) -> None:
+    """Ask a job to stop; one that has ended stays as it is."""
+    with Client() as client:
+        _print_job(client.cancel(job_id), as_json)
+
+
+def _print_job(job: Job, as_json: bool) -> None:
+    if as_json:
+        print_json(job.model_dump(mode="json"))
+        return
+    rows = {
+        "job": job.id,
+        "state": job.status_detail or describe(job.progress, job.state),
+        "progress": f"{job.progress.fraction:.0%}",
+        "model": job.spec.model.uri,
+        "method": job.spec.method.model_dump_json(),
+        "attempt": str(job.attempt),
+        "error": f"[{job.error.code}] {job.error.message}" if job.error else None,
+        "created": job.created_at.isoformat(),
+        "started": job.started_at and job.started_at.isoformat(),
+        "finished": job.finished_at and job.finished_at.isoformat(),
+    }
+    table = plain_table("", "")
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, value)
+    print_table(table)

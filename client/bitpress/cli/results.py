@@ -1,0 +1,107 @@
+"""Commands on what a job made: report, pull; and the methods a service offers."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
+
+from bitpress.artifacts import ArtifactFile, Report
+from bitpress.cli.app import RESULTS, JobId, JobIds, Json, app
+from bitpress.cli.output import plain_table, print_json, print_table, say, size
+from bitpress.client import Client
+from bitpress.progress import duration
+
+
+@app.command(rich_help_panel=RESULTS)
+def report(
+    job_ids: JobIds,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The whole report of one job as Markdown.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show reports, several side by side; with --json the report itself, or for several an object by id."""
+    if markdown and (as_json or len(job_ids) > 1):
+        raise typer.BadParameter("--markdown prints the report of one job, without --json")
+    with Client() as client:
+        if markdown:
+            typer.echo(client.report_markdown(job_ids[0]))
+            return
+        reports = {job_id: client.report(job_id) for job_id in job_ids}
+    if as_json:
+        data = {job_id: entry.model_dump(mode="json") for job_id, entry in reports.items()}
+        print_json(data if len(data) > 1 else data[job_ids[0]])
+        return
+    columns = [summary(entry) for entry in reports.values()]
+    table = plain_table("job", *reports)
+    for name in dict.fromkeys(name for column in columns for name in column):
+        table.add_row(name, *(column.get(name, "-") for column in columns))
+    print_table(table)
+
+
+def summary(report: Report) -> dict[str, str]:
+    """The figures of a report by which jobs are compared, as text by row name."""
+    linears = [linear for block in report.blocks for linear in block.linears]
+    weights = [linear.shape[0] * linear.shape[1] for linear in linears]
+    outliers = sum(linear.outlier_fraction * count for linear, count in zip(linears, weights, strict=True))
+    return {
+        "method": f"{report.spec.method.kind}, {report.spec.method.bits} bits",
+        "bits per weight": f"{report.bits_per_weight:.3f}",
+        "bytes before": size(report.bytes_before),
+        "bytes after": size(report.bytes_after),
+        **{
+            f"perplexity {Path(name).name}": f"{value.dense:.3f} -> {value.compressed:.3f}"
+            for name, value in report.perplexity.items()
+        },
+        "mean relative error": f"{sum(linear.relative_error for linear in linears) / len(linears):.4g}",
+        "outlier share": f"{outliers / sum(weights):.3%}",
+        **{f"time {phase}": duration(seconds) for phase, seconds in report.phases.items()},
+        "peak memory": size(report.peak_bytes),
+        "deviations": str(len(report.ledger)),
+    }
+
+
+@app.command(rich_help_panel=RESULTS)
+def pull(
+    job_id: JobId,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the artifact goes.")],
+    as_json: Json = False,
+) -> None:
+    """Fetch a job's artifact, verified; an interrupted pull goes on where it stopped."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
+    tasks: dict[str, TaskID] = {}
+    with Client() as client, Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+
+        def show(file: ArtifactFile, num_bytes: int) -> None:
+            if file.name not in tasks:
+                tasks[file.name] = bars.add_task(file.name, total=file.bytes)
+            bars.update(tasks[file.name], completed=num_bytes)
+
+        manifest = client.pull(job_id, out, show)
+    files = [file.model_dump(mode="json") for file in manifest.files]
+    if as_json:
+        print_json({"directory": str(out), "files": files})
+    else:
+        say(f"{len(files)} files, {size(sum(file.bytes for file in manifest.files))}, all verified")
+        typer.echo(str(out))
+
+
+@app.command(rich_help_panel=RESULTS)
+def methods(as_json: Json = False) -> None:
+    """Show the methods the service offers and their parameters."""
+    with Client() as client:
+        offered = client.methods()
+    if as_json:
+        print_json(offered)
+        return
+    table = plain_table("method", "parameter", "default", "description")
+    for method in offered["data"]:
+        for name, field in method["parameters"]["properties"].items():
+            if name != "kind":
+                table.add_row(method["kind"], name, _default(field), field.get("description", ""))
+    print_table(table)
+
+
+def _default(field: dict[str, Any]) -> str:
+    return str(field["default"]) if "default" in field else "required"
