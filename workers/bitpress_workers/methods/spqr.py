@@ -101,12 +101,13 @@ class SpQRRows:
         self._weight_IR = weight_IR.masked_fill(factor.dead_I[:, None], 0)
 
     def survey(self, agreed: float | None) -> Sequence[Spread]:
-        pivots_I = self._factor.upper_II.diagonal().double()
+        pivots_I1 = self._factor.upper_II.diagonal()[:, None].double()
         spreads = []
-        for tile_IR in self._weight_IR.split(self._row_tile, dim=1):
-            scaled_RI = tile_IR.T.double() / pivots_I
-            mean_I = scaled_RI.mean(dim=0)
-            spreads.append(Spread(len(scaled_RI), mean_I, (scaled_RI - mean_I).square_().sum(dim=0)))
+        for tile_IT in self._weight_IR.split(self._row_tile, dim=1):
+            scaled_IT = tile_IT.contiguous().double() / pivots_I1
+            mean_I1 = scaled_IT.mean(dim=1, keepdim=True)
+            squares_I = (scaled_IT - mean_I1).square_().sum(dim=1)
+            spreads.append(Spread(tile_IT.shape[1], mean_I1.flatten(), squares_I))
         return spreads
 
     def solve(self, agreed: float | None) -> CompressedLinear:
