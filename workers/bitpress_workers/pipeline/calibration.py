@@ -120,7 +120,7 @@ def _rows(name: str, split: Split, pattern: str, **options: Any) -> tuple[str, .
     wanted = [file for file in files if _is_of(split, file.name, name)]
     if not wanted:
         found = ", ".join(file.name for file in files) or "none"
-        raise CalibrationError(f"{directory}: expected a {split} file {pattern}, found {found}")
+        raise CalibrationError(f"{directory}: expected a file {pattern} for {split}, found {found}")
     return _read_file(wanted[0], **options)
 
 
@@ -134,6 +134,8 @@ def _is_of(split: Split, file: str, name: str) -> bool:
 def _read_file(file: Path, **options: Any) -> tuple[str, ...]:
     if not file.is_file():
         raise CalibrationError(f"{file}: no such file")
+    if file.stat().st_size == 0:
+        raise CalibrationError(f"{file}: the file is empty")
     builder = {".txt": "text", ".jsonl": "json", ".parquet": "parquet"}[file.suffix]
     # Streamed: no second copy on disk, no progress bar. What is left to write is a lock file.
     with TemporaryDirectory() as cache:
