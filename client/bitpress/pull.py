@@ -15,8 +15,6 @@ from bitpress.artifacts import MANIFEST, ArtifactFile, Manifest
 from bitpress.errors import ArtifactError, BitpressError, Unavailable
 from bitpress.transport import RETRY_SECONDS, Transport
 
-CHUNK_BYTES = 1 << 20
-
 OnBytes = Callable[[ArtifactFile, int], None]
 """Told again and again how many bytes of a file are here."""
 
@@ -92,7 +90,7 @@ def _append(transport: Transport, path: str, file: ArtifactFile, part: Path, on_
         with part.open("r+b") as out:
             out.truncate(size)
             out.seek(size)
-            for chunk in response.iter_raw(CHUNK_BYTES):
+            for chunk in response.iter_raw():
                 out.write(chunk)
                 size += len(chunk)
                 on_bytes(file, size)
