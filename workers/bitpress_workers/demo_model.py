@@ -43,7 +43,8 @@ def write_demo_texts(directory: Path) -> tuple[Path, Path]:
     from pydoc_data.topics import topics  # half a megabyte, needed here only
 
     # Topics quote one another; each paragraph is kept where it comes first.
-    paragraphs = list(dict.fromkeys(part for _, text in sorted(topics.items()) for part in text.split("\n\n")))
+    parts = (part.strip("\n") for _, text in sorted(topics.items()) for part in text.split("\n\n"))
+    paragraphs = [part for part in dict.fromkeys(parts) if part]
     budget, cut = CALIBRATION_SHARE * sum(map(len, paragraphs)), 0
     while budget > 0:
         budget -= len(paragraphs[cut])
