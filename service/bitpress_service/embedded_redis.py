@@ -21,8 +21,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.retry import Retry
 
 from bitpress.errors import Unavailable
 
@@ -67,7 +69,7 @@ def stop(data_dir: Path) -> None:
     data_dir = data_dir.absolute()
     if not data_dir.is_dir() or _is_free(data_dir):
         return
-    with Redis(unix_socket_path=str(_socket_path(data_dir))) as client:
+    with _client(_socket_path(data_dir)) as client:
         try:
             client.shutdown()
         except RedisError as error:
@@ -83,11 +85,12 @@ def _spawn(data_dir: Path, socket: Path, lock: int) -> None:
         "daemonize": "yes",
     }  # fmt: skip
     command = [_server_binary(), *(word for name, value in options.items() for word in (f"--{name}", value))]
-    result = subprocess.run(
-        command, check=False, pass_fds=[lock], stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
-    if result.returncode != 0:
-        raise Unavailable(f"{command[0]} does not start: {(result.stderr or result.stdout).strip()}")
+    try:
+        subprocess.run(command, check=True, pass_fds=[lock], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    except OSError as error:
+        raise Unavailable(f"{command[0]} does not start: {error}") from error
+    except subprocess.CalledProcessError as error:
+        raise Unavailable(f"{command[0]} does not start: {error.stderr or error.stdout or error}") from error
 
 
 def _server_binary() -> str:
@@ -144,11 +147,16 @@ def _is_free(data_dir: Path) -> bool:
 
 
 def _answers(socket: Path) -> bool:
-    with Redis(unix_socket_path=str(socket)) as client:
+    with _client(socket) as client:
         try:
             return bool(client.ping())
         except (RedisConnectionError, BusyLoadingError):
             return False
+
+
+def _client(socket: Path) -> Redis:
+    # That nobody answers is an answer here: no second try.
+    return Redis(unix_socket_path=str(socket), retry=Retry(NoBackoff(), 0))
 
 
 def _wait(done: Callable[[], bool], seconds: float, complaint: str) -> None:
