@@ -147,9 +147,17 @@ def test_text_shorter_than_one_window(tmp_path: Path, tokenizer: PreTrainedToken
         evaluation_windows(str(tmp_path / "text.txt"), 8, None, tokenizer)
 
 
-def test_file_that_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(CalibrationError, match=r"none\.txt: no such file"):
-        load_documents(str(tmp_path / "none.txt"), "evaluation")
+@pytest.mark.parametrize(("name", "reason"), [("none", "No such file or directory"), ("n" * 300, "File name too long")])
+def test_file_that_is_not_there(tmp_path: Path, name: str, reason: str) -> None:
+    with pytest.raises(CalibrationError, match=rf"{name}\.txt: cannot be read: {reason}"):
+        load_documents(str(tmp_path / f"{name}.txt"), "evaluation")
+
+
+def test_directory_in_place_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").mkdir()
+
+    with pytest.raises(CalibrationError, match=r"d\.jsonl: cannot be read"):
+        load_documents(str(tmp_path / "d.jsonl"), "evaluation")
 
 
 def test_name_that_looks_like_a_pattern(tmp_path: Path) -> None:

@@ -93,6 +93,11 @@ def test_path_that_is_not_there(uri: str) -> None:
         Checkpoint.open(uri)
 
 
+def test_path_that_cannot_be_one() -> None:
+    with pytest.raises(CheckpointError, match=r"cannot be opened: .*File name too long"):
+        Checkpoint.open("m" * 300 + "/model")
+
+
 @pytest.fixture
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of the hub, which cannot be reached."""

@@ -85,7 +85,10 @@ class Checkpoint:
         Raises CheckpointError when there is no such model, a file is missing or invalid, or the weights
         are pickled; UnsupportedModel when its family is not known.
         """
-        path = Path(uri) if Path(uri).is_dir() else _download(uri, revision)
+        try:
+            path = Path(uri) if Path(uri).is_dir() else _download(uri, revision)
+        except OSError as error:
+            raise CheckpointError(f"{uri}: cannot be opened: {error}") from error
         config = _read_config(path)
         return cls(path, config, _read_headers(path))
 

@@ -132,9 +132,11 @@ def _is_of(split: Split, file: str, name: str) -> bool:
 
 
 def _read_file(file: Path, **options: Any) -> tuple[str, ...]:
-    if not file.is_file():
-        raise CalibrationError(f"{file}: no such file")
-    if file.stat().st_size == 0:
+    try:
+        size = file.stat().st_size
+    except OSError as error:
+        raise CalibrationError(f"{file}: cannot be read: {error.strerror}") from error
+    if size == 0:
         raise CalibrationError(f"{file}: the file is empty")
     builder = {".txt": "text", ".jsonl": "json", ".parquet": "parquet"}[file.suffix]
     # Streamed: no second copy on disk, no progress bar. What is left to write is a lock file.
