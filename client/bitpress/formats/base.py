@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -41,6 +42,10 @@ class CompressedLinear(ABC):
         self._header = header
         self._tensors = dict(tensors)
         self.shape: tuple[int, int] = (header["shape"][0], header["shape"][1])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Between processes as in a file: torch's own pickling does not know 16-bit unsigned tensors.
+        return _restore, (type(self), self._header, safetensors.torch.save(self._tensors))
 
     @classmethod
     @abstractmethod
@@ -105,6 +110,10 @@ class CompressedLinear(ABC):
         if not all(torch.equal(piece, pieces[0]) for piece in pieces[1:]):
             raise ValueError(f"parts of one linear must share {name!r}")
         return pieces[0]
+
+
+def _restore(cls: type[CompressedLinear], header: Header, data: bytes) -> CompressedLinear:
+    return cls(header, safetensors.torch.load(data))
 
 
 def check_header(header: Header, format_name: str, version: int) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from bitpress_workers.models.skeleton import Skeleton
+from bitpress_workers.models.skeleton import Arguments, Skeleton
 
 
 class Activations:
@@ -18,7 +18,7 @@ class Activations:
         self._batches = list(batches)
         self._tokens = [tokens_NS[batch.start : batch.stop] for batch in batches]
         self._hidden: list[Tensor] = []
-        self._arguments: dict[torch.Size, object] = {}
+        self._arguments: dict[torch.Size, Arguments] = {}
         for tokens_BS in self._tokens:
             hidden_BSD, arguments = skeleton.enter(tokens_BS)
             self._hidden.append(hidden_BSD)

@@ -127,5 +127,3 @@ def chain_root(tokens_sha256: str, method: dict[str, object], plan: Plan, versio
     """Where the hash chain starts: everything but the weights that determines a block's bytes."""
     facts = {"tokens": tokens_sha256, "method": method, "row_tile": plan.row_tile, "version": version}
     return sha256(canonical_json(facts).encode()).hexdigest()
-
-

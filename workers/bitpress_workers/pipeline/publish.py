@@ -93,9 +93,7 @@ class Publisher:
 
     def finish(self, spec: JobSpec, fingerprint: str, files: Mapping[ArtifactFile, str]) -> Manifest:
         """Write the manifest over all files (with their keys), last of all, and record the artifact."""
-        manifest = Manifest(
-            spec=spec, fingerprint=fingerprint, files=tuple(sorted(files, key=lambda file: file.name))
-        )
+        manifest = Manifest(spec=spec, fingerprint=fingerprint, files=tuple(sorted(files, key=lambda file: file.name)))
         self.file(MANIFEST, manifest.model_dump_json(indent=1).encode())
         self.recorder.finish({file.name: key for file, key in files.items()} | {MANIFEST: self.key_of(MANIFEST)})
         return manifest

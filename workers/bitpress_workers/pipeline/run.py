@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
-
 from bitpress.artifacts import REPORT, ArtifactFile, Report
 from bitpress.jobs import JobSpec
 from bitpress_service.artifactstore import ArtifactStore

@@ -91,7 +91,7 @@ class Shard:
         """Build shard `index` of `num_shards`, on accelerator `device_index` (its own index when not given)."""
         self._config, self._index, self._num_shards = config, index, num_shards
         number = index if device_index is None else device_index
-        self._device = torch.device(config.device, number if config.device == "cuda" else None)
+        self._device = torch.device(config.device, number) if config.device == "cuda" else torch.device(config.device)
         if config.device == "cpu":
             torch.set_num_threads(1)  # a CPU device is one core; a GEMM's bits may depend on its threads
         self._method = create(config.method)
