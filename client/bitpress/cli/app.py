@@ -29,4 +29,4 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; all else goes to stderr.")]
 JsonLines = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout; all else goes to stderr.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of a job.")]
-JobIds = Annotated[list[str], typer.Argument(metavar="JOB...", help="Ids of one or more jobs.")]
+JobIds = Annotated[list[str], typer.Argument(metavar="JOB", help="Ids of one or more jobs.")]
