@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from pipeline_helpers import block_hashes, make_spec, run
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from bitpress.artifacts import Manifest, Report
 from bitpress.errors import Conflict
@@ -31,13 +33,20 @@ def test_a_job_leaves_an_artifact_that_loads_as_it_was_calibrated(
     report = run(make_spec(mini_model, texts, method), tmp_path / "out")
     dataset = str(texts / "evaluation.txt")
     quality = report.perplexity[dataset]
-    assert quality.dense < quality.compressed < 1.2 * quality.dense
+    checkpoint = Checkpoint.open(str(mini_model))
+    windows_KS = evaluation_windows(dataset, 128, 6, checkpoint.tokenizer())
+    dense = AutoModelForCausalLM.from_pretrained(mini_model, dtype=torch.float32)
+    assert quality.dense == pytest.approx(perplexity(dense, windows_KS), rel=1e-5)
+    assert quality.compressed == pytest.approx(perplexity(load(tmp_path / "out"), windows_KS), rel=1e-5)
+    assert quality.compressed == pytest.approx(quality.dense, rel=0.2)
+    assert quality.compressed != quality.dense
 
-    model = load(tmp_path / "out")
-    windows_KS = evaluation_windows(dataset, 128, 6, Checkpoint.open(str(mini_model)).tokenizer())
+
+def perplexity(model: PreTrainedModel, windows_KS: Tensor) -> float:
+    """By the whole model, window by window."""
     with torch.no_grad():
         losses = [model(window[None], labels=window[None]).loss.double() for window in windows_KS]
-    assert torch.stack(losses).mean().exp().item() == pytest.approx(quality.compressed, rel=1e-5)
+    return float(torch.stack(losses).mean().exp())
 
 
 def test_the_report_adds_up(opt_mini: Path, texts: Path, tmp_path: Path) -> None:
