@@ -112,8 +112,8 @@ class Factor:
 
 
 def unfactored(gram: Gram) -> Factor:
-    """Return a Factor for a method that looks at no Hessian."""
-    dead_I = gram.xtx_II.diagonal() == 0
+    """Return a Factor for a method that looks at no Hessian: no column is dead to it."""
+    dead_I = torch.zeros(len(gram.xtx_II), dtype=torch.bool, device=gram.xtx_II.device)
     return Factor(gram.xtx_II.new_zeros(0, 0), None, dead_I, None, gram.num_tokens)
 
 

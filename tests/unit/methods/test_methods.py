@@ -1,0 +1,310 @@
+"""Each method is its textbook, and what it stores is what it calibrated."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bitpress.errors import NumericalError
+from bitpress.formats import CompressedLinear
+from bitpress.methods import MethodConfig, RTNConfig, SEPTQConfig, SpQRConfig
+from bitpress_workers.methods import compress, create
+from bitpress_workers.methods.base import RowSolver
+from bitpress_workers.methods.septq import SEPTQ
+from bitpress_workers.methods.spqr import SpQR
+from bitpress_workers.numerics.hessian import Factor, Gram
+from oracles import textbook
+from oracles.examples import random_linear
+from oracles.textbook import SpQROptions
+
+ODD_SHAPES = [(48, 64), (172, 64), (64, 172), (33, 17), (1, 5), (5, 1)]
+
+
+def difference(compressed: CompressedLinear, oracle: Tensor) -> float:
+    """Share of weights that differ from the textbook by more than rounding."""
+    return float(
+        (~torch.isclose(compressed.dequantize().double(), oracle.double(), rtol=1e-4, atol=1e-7)).float().mean()
+    )
+
+
+@pytest.mark.parametrize("shape", ODD_SHAPES)
+@pytest.mark.parametrize("group", [None, 16])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_rtn_is_the_textbook(shape: tuple[int, int], group: int | None, symmetric: bool) -> None:
+    weight, _ = random_linear(*shape, seed=1)
+    compressed = compress(weight, None, RTNConfig(bits=3, group_size=group, symmetric=symmetric))
+    oracle = textbook.rtn(weight, 3, group, textbook.half_scale, symmetric=symmetric)
+    assert torch.equal(compressed.dequantize(), oracle)
+
+
+@pytest.mark.parametrize("shape", ODD_SHAPES)
+@pytest.mark.parametrize("percent", [0, 1, 12.5])
+def test_septq_is_the_textbook(shape: tuple[int, int], percent: float) -> None:
+    weight, hessian = random_linear(*shape, seed=2)
+    compressed = compress(weight, hessian, SEPTQConfig(bits=3, retained_percent=percent))
+    oracle = textbook.septq(weight.double(), hessian.double(), 3, percent, textbook.half)
+    assert compressed.header()["nnz"] == len(oracle.outliers)
+    assert difference(compressed, oracle.values_RI) < 0.01
+
+
+SPQR: list[dict[str, Any]] = [
+    {},
+    {"outlier_threshold": 0.02},
+    {"outlier_threshold": None},
+    {"outlier_threshold": None, "damping": 0.01, "group_size": None},
+    {"scale_bits": None, "zero_bits": None},
+    {"simplified_outliers": True, "outlier_threshold": 0.05},
+    {"symmetric": True},
+    {"round_zero": True, "zero_bits": 2},
+    {"round_zero": True},
+    {"order": "natural", "statistics_group_size": 8, "bits": 2, "group_size": 8},
+]
+
+
+def textbook_options(fields: dict[str, Any]) -> SpQROptions:
+    config = SpQRConfig(**fields)
+    return SpQROptions(
+        bits=config.bits,
+        group_size=config.group_size,
+        scale_bits=config.scale_bits,
+        zero_bits=config.zero_bits,
+        rows=config.statistics_group_size,
+        outlier_threshold=config.outlier_threshold,
+        simplified=config.simplified_outliers,
+        act_order=config.order == "activation",
+        damping=config.damping,
+        symmetric=config.symmetric,
+        round_zero=config.round_zero,
+        store=textbook.half,
+    )
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (172, 64), (64, 172)])
+@pytest.mark.parametrize("fields", SPQR, ids=str)
+def test_spqr_is_the_textbook(shape: tuple[int, int], fields: dict[str, Any]) -> None:
+    weight, hessian = random_linear(*shape, seed=3)
+    compressed = compress(weight, hessian, SpQRConfig(**fields))
+    oracle = textbook.spqr(weight.double(), hessian.double(), textbook_options(fields))
+    assert compressed.header().get("nnz", 0) == pytest.approx(len(oracle.outliers), abs=2)
+    assert difference(compressed, oracle.natural()) < 0.02
+    error, expected = (
+        textbook.damped_error(weight - q.float(), hessian) for q in (compressed.dequantize(), oracle.natural())
+    )
+    assert error == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("shape", [(33, 17), (1, 5), (5, 1), (1, 1)])
+def test_spqr_on_shapes_that_divide_by_nothing(shape: tuple[int, int]) -> None:
+    weight, hessian = random_linear(*shape, seed=4)
+    weight *= 100  # far from the smallest 16-bit numbers, which resolve 8-bit statistics badly
+    compressed = compress(weight, hessian, SpQRConfig(bits=8, outlier_threshold=None, scale_bits=8, zero_bits=8))
+    assert torch.allclose(compressed.dequantize(), weight, atol=0.01 * float(weight.abs().max()))
+
+
+def begin(method: SpQR | SEPTQ, weight: Tensor, hessian: Tensor) -> tuple[Factor, Any, Any]:
+    factor = method.factor(Gram(hessian, 2, 1))
+    rows = method.begin(weight, factor, method.row_tile(16))
+    agreed = None
+    for _ in range(method.survey_rounds):
+        agreed = method.agree(rows.survey(agreed), agreed)
+    return factor, rows, agreed
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        SpQR(SpQRConfig(outlier_threshold=0.02)),
+        SpQR(SpQRConfig(scale_bits=None, zero_bits=None, bits=2)),
+        SpQR(SpQRConfig(round_zero=True)),
+        SpQR(SpQRConfig(symmetric=True, order="natural")),
+        SEPTQ(SEPTQConfig(bits=3, retained_percent=3)),
+    ],
+)
+def test_what_is_stored_is_what_was_calibrated(method: SpQR | SEPTQ) -> None:
+    weight, hessian = random_linear(50, 70, seed=5, dead=(7, 31))
+    factor, rows, agreed = begin(method, weight, hessian)
+    _, values_IR = rows.solve_values(agreed)
+    calibrated = torch.empty_like(weight)
+    calibrated[:, torch.arange(70) if factor.order_I is None else factor.order_I] = values_IR.T
+    assert torch.equal(rows.solve(agreed).dequantize(), calibrated)
+
+
+CONFIGS: list[MethodConfig] = [
+    RTNConfig(bits=3, group_size=16),
+    SpQRConfig(),
+    SpQRConfig(outlier_threshold=None, statistics_group_size=24),
+    SpQRConfig(scale_bits=None, zero_bits=None, outlier_threshold=0.05),
+    SEPTQConfig(bits=3),
+    SEPTQConfig(bits=2, retained_percent=7.3),
+]
+
+
+def solve_in_shards(weight: Tensor, hessian: Tensor, config: MethodConfig, num_shards: int) -> CompressedLinear:
+    """Share tiles out evenly, the way a fleet does."""
+    method = create(config)
+    factor = method.factor(Gram(hessian, 2, 1))
+    tile = method.row_tile(8)
+    tiles = list(weight.split(tile))
+    cuts = [len(tiles) * i // num_shards for i in range(num_shards + 1)]
+    shards: list[RowSolver] = [
+        method.begin(torch.cat(tiles[first:last]), factor, tile)
+        for first, last in itertools.pairwise(cuts)
+        if first < last
+    ]
+    agreed = None
+    for _ in range(method.survey_rounds):
+        agreed = method.agree([survey for shard in shards for survey in shard.survey(agreed)], agreed)
+    parts = [shard.solve(agreed) for shard in shards]
+    return type(parts[0]).concatenate(parts)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_dump_json(exclude_defaults=True))
+@pytest.mark.parametrize("shape", [(172, 64), (200, 150)])
+def test_any_number_of_shards_gives_the_same_bits(config: MethodConfig, shape: tuple[int, int]) -> None:
+    weight, hessian = random_linear(*shape, seed=6, dead=(2,))
+    whole = solve_in_shards(weight, hessian, config, 1)
+    for num_shards in (2, 3, 4, 8):
+        parts = solve_in_shards(weight, hessian, config, num_shards)
+        assert parts.header() == whole.header()
+        assert all(torch.equal(tensor, parts.tensors()[name]) for name, tensor in whole.tensors().items())
+
+
+def test_septq_keeps_exactly_the_most_important_and_all_ties() -> None:
+    weight, hessian = random_linear(40, 50, seed=7)
+    for percent in (0, 0.57, 1, 3.3, 50, 99.9):
+        compressed = compress(weight, hessian, SEPTQConfig(bits=3, retained_percent=percent))
+        assert compressed.header()["nnz"] == int(2000 * percent / 100 + 1e-9) + 1
+    tied = compress(weight.repeat(3, 1), hessian, SEPTQConfig(bits=3, retained_percent=1))
+    assert tied.header()["nnz"] == 3 * (60 // 3 + 1)
+
+
+def test_septq_without_correlations_keeps_the_largest_rounding_errors() -> None:
+    weight, _ = random_linear(30, 40, seed=8)
+    method = SEPTQ(SEPTQConfig(bits=3, retained_percent=2))
+    _, rows, agreed = begin(method, weight, 5 * torch.eye(40))
+    quantizer, _ = rows.solve_values(agreed)
+    grid = textbook.search_grid_a(weight, 3, textbook.half_scale)
+    errors = torch.stack([(grid.values(grid.codes(column)) - column).abs() for column in weight.T])
+    assert torch.equal(quantizer.mask_IR, errors >= errors.flatten().sort(descending=True).values[24])
+
+
+def test_more_retained_weights_lower_the_error() -> None:
+    weight, hessian = random_linear(64, 96, seed=9)
+    errors = [
+        textbook.damped_error(
+            weight - compress(weight, hessian, SEPTQConfig(bits=3, retained_percent=p)).dequantize(), hessian
+        )
+        for p in (0, 1, 5, 20)
+    ]
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_a_tiny_threshold_makes_every_weight_an_outlier() -> None:
+    weight, hessian = random_linear(32, 48, seed=10)
+    compressed = compress(weight, hessian, SpQRConfig(outlier_threshold=1e-30))
+    assert compressed.outlier_fraction > 0.99
+    assert torch.allclose(compressed.dequantize(), weight, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("config", CONFIGS[1:], ids=lambda config: config.model_dump_json(exclude_defaults=True))
+def test_scaling_the_hessian_changes_nothing(config: MethodConfig) -> None:
+    weight, hessian = random_linear(24, 40, seed=11)
+    one, other = compress(weight, hessian, config), compress(weight, hessian * 64, config)
+    assert all(torch.equal(tensor, other.tensors()[name]) for name, tensor in one.tensors().items())
+
+
+@pytest.mark.parametrize("config", CONFIGS[1:], ids=lambda config: config.model_dump_json(exclude_defaults=True))
+def test_weights_of_dead_columns_become_exactly_zero(config: MethodConfig) -> None:
+    weight, hessian = random_linear(40, 48, seed=12, dead=(0, 17, 18, 47))
+    dense = compress(weight, hessian, config).dequantize()
+    assert torch.equal((dense == 0).all(dim=0).nonzero().flatten(), torch.tensor([0, 17, 18, 47]))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_dump_json(exclude_defaults=True))
+def test_inputs_that_were_all_zero_and_weights_that_are(config: MethodConfig) -> None:
+    weight, hessian = random_linear(40, 48, seed=13)
+    weight[3] = 0
+    assert compress(weight, hessian, config).dequantize()[3].abs().max() < 1e-3
+    if config.kind != "rtn":
+        assert not compress(weight, torch.zeros(48, 48), config).dequantize().any()
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_dump_json(exclude_defaults=True))
+def test_inputs_are_not_modified(config: MethodConfig) -> None:
+    weight, hessian = random_linear(32, 32, seed=14, dead=(4,))
+    before = weight.clone(), hessian.clone()
+    compress(weight, hessian, config)
+    assert torch.equal(weight, before[0])
+    assert torch.equal(hessian, before[1])
+
+
+def test_groups_without_spread_are_counted() -> None:
+    weight, hessian = random_linear(16, 32, seed=15)
+    weight[2] = 0
+    for config, expected in ((RTNConfig(bits=3, group_size=16), 2), (SEPTQConfig(bits=3), 1)):
+        method = create(config)
+        rows: Any = method.begin(weight, method.factor(Gram(hessian, 2, 1)), 16)
+        agreed = None
+        for _ in range(method.survey_rounds):
+            agreed = method.agree(rows.survey(agreed), agreed)
+        rows.solve(agreed)
+        assert rows.num_constant_groups == expected
+    _, rows, agreed = begin(SpQR(SpQRConfig(outlier_threshold=None, order="natural")), weight, torch.eye(32))
+    rows.solve(agreed)
+    assert rows.num_constant_groups == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (RTNConfig(bits=3), 16),
+        (SEPTQConfig(bits=3), 16),
+        (SpQRConfig(), 16),
+        (SpQRConfig(statistics_group_size=12), 24),
+        (SpQRConfig(statistics_group_size=64), 64),
+    ],
+)
+def test_row_tiles_hold_whole_bytes_and_whole_statistics(config: MethodConfig, expected: int) -> None:
+    assert create(config).row_tile(9) == expected
+    assert create(config).row_tile(expected) == expected
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value: float) -> None:
+    weight = torch.zeros(4, 4)
+    weight[1, 2] = value
+    with pytest.raises(NumericalError, match="weight: not finite"):
+        compress(weight, torch.eye(4), RTNConfig(bits=4))
+
+
+@pytest.mark.parametrize(
+    ("weight", "hessian", "message"),
+    [
+        (torch.zeros(4), torch.eye(4), r"weight: expected float32 \[out, in\]"),
+        (torch.zeros(2, 4, dtype=torch.float16), torch.eye(4), "found torch.float16"),
+        (torch.zeros(0, 4), torch.eye(4), r"found torch.float32 \[0, 4\]"),
+        (torch.zeros(2, 4), torch.eye(3), r"hessian: expected float32 \[4, 4\]"),
+        (torch.zeros(2, 4), None, "septq needs a Hessian"),
+        (torch.zeros(1, 65537), None, "at most 65536 columns"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(weight: Tensor, hessian: Tensor | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compress(weight, hessian, SEPTQConfig(bits=4))
+
+
+def test_weights_beyond_16_bits_are_refused() -> None:
+    with pytest.raises(NumericalError, match="16 bits"):
+        compress(torch.full((2, 4), 1e30), None, RTNConfig(bits=4))
+    weight, hessian = random_linear(16, 16, seed=16)
+    with pytest.raises(NumericalError, match="an outlier does not fit into 16 bits"):
+        compress(weight * 1e6, hessian, SEPTQConfig(bits=8, retained_percent=99))
+
+
+def test_a_hessian_that_is_not_finite_is_refused() -> None:
+    hessian = torch.eye(4)
+    hessian[0, 0] = float("nan")
+    with pytest.raises(NumericalError, match="Hessian is not finite"):
+        compress(torch.ones(2, 4), hessian, SpQRConfig())
