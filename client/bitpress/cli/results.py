@@ -97,7 +97,7 @@ def methods(as_json: Json = False) -> None:
         return
     table = plain_table("method", "parameter", "default", "description")
     for method in offered["data"]:
-        for name, field in method["parameters"]["properties"].items():
+        for name, field in method["schema"]["properties"].items():
             if name != "kind":
                 table.add_row(method["kind"], name, _default(field), field.get("description", ""))
     print_table(table)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 from http_answers import SPEC
+from run_cli import bitpress
 
 from bitpress import errors
 from bitpress.cli.exits import MEANINGS, exit_code, outcome
@@ -21,17 +22,9 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "cli_help.txt"
 COMMANDS = ("submit", "list", "get", "watch", "logs", "cancel", "report", "pull", "methods")
 
 
-def bitpress(*arguments: str, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    code = "from bitpress.cli import main; main()"
-    command = [sys.executable, "-c", code, *arguments]
-    # The name in usage lines is argv[0], which `-c` gives no way to choose.
-    command[2] = "import sys; sys.argv[0] = 'bitpress'; " + code
-    plain = {"NO_COLOR": "1", "COLUMNS": "100", "TERMINAL_WIDTH": "100", "BITPRESS_API_URL": "http://127.0.0.1:9"}
-    for name in ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS"):
-        plain[name] = ""
-    return subprocess.run(
-        command, input=stdin, capture_output=True, text=True, check=False, env=os.environ | plain | environment
-    )
+@pytest.fixture(autouse=True)
+def no_service_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BITPRESS_API_URL", "http://127.0.0.1:9")
 
 
 def test_help_is_what_the_golden_file_says() -> None:
