@@ -1,0 +1,93 @@
+"""`python -m bitpress_service`: serve the API.
+
+Without BITPRESS_REDIS_URL it starts, or finds, the embedded Redis server of its state directory and
+leaves it running; `bitpress up` is what stops it.
+"""
+
+import asyncio
+import ipaddress
+import sys
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from bitpress.errors import BitpressError, Unavailable
+from bitpress_service import embedded_redis
+from bitpress_service.app import create_app
+from bitpress_service.artifactstore import ArtifactStore
+from bitpress_service.auth import Keys
+from bitpress_service.redis_client import connect
+from bitpress_service.redis_jobstore import RedisJobStore
+from bitpress_service.settings import Settings
+
+
+class _Server(uvicorn.Server):
+    """Tells the application when it is about to stop, so that event streams end instead of being cut off."""
+
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=settings.host,
+                port=settings.port,
+                timeout_graceful_shutdown=settings.shutdown_seconds,
+                server_header=False,
+            )
+        )
+        self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._app.state.closing.set()
+        super().handle_exit(sig, frame)
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until a signal comes.
+
+    Raises Unavailable when Redis or the artifact store is, or when others could reach an API without keys.
+    """
+    client = connect(settings.redis_url or embedded_redis.start(settings.redis_dir))
+    jobs, keys = RedisJobStore(client), Keys(client)
+    try:
+        artifacts = ArtifactStore.from_url(settings.artifacts_url)
+        artifacts.sweep()
+        await jobs.ping()
+        await _check_keys(settings, keys)
+        await _Server(create_app(settings, jobs, artifacts, keys), settings).serve()
+    finally:
+        await jobs.aclose()
+
+
+async def _check_keys(settings: Settings, keys: Keys) -> None:
+    if _is_loopback(settings.host):
+        await keys.ensure_local_key(settings.key_file)
+    elif not await keys.exist():
+        raise Unavailable(
+            f"refusing to listen on {settings.host}: there is no API key yet. "
+            f"Start once on 127.0.0.1; the first key will be in {settings.key_file}"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def main() -> int:
+    try:
+        asyncio.run(serve(Settings()))
+    except BitpressError as error:
+        print(f"bitpress: {error.message}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

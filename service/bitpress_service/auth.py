@@ -1,0 +1,131 @@
+"""Who is calling: API keys as bearer tokens, each of one tenant and with the scopes it was given.
+
+Only a key's SHA-256 is stored. A key holds 256 random bits, so a fast hash is enough and finding
+the record by its hash tells an attacker nothing.
+"""
+
+import hashlib
+import os
+import secrets
+import stat
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
+from redis.asyncio import Redis
+
+from bitpress.errors import Forbidden, Unauthorized, Unavailable
+from bitpress_service.redis_client import PREFIX, reporting_unavailable
+
+SCOPES = ("jobs:read", "jobs:write", "artifacts:read")
+LOCAL_TENANT = "local"
+
+_BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_DIGITS = 43  # 62**43 > 2**256
+_TENANT_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a key stands for; `id` may be shown and logged, the key itself never."""
+
+    id: str
+    tenant: str
+    scopes: frozenset[str]
+
+
+class Keys:
+    """The API keys, in Redis: `{bp}:key:<sha256>` is a hash of id, tenant and scopes; `{bp}:keys` the set of all.
+
+    Every method raises Unavailable when Redis cannot be reached.
+    """
+
+    def __init__(self, client: Redis) -> None:
+        self._client = client
+
+    async def create(self, tenant: str, scopes: Collection[str] = SCOPES) -> str:
+        """Make a key and return it; it cannot be read again."""
+        key = _new_key()
+        await self._register(key, tenant, scopes)
+        return key
+
+    async def lookup(self, key: str) -> Key | None:
+        with reporting_unavailable():
+            record: Any = await self._client.hgetall(f"{PREFIX}key:{_sha256(key)}")
+        return Key(record["id"], record["tenant"], frozenset(record["scopes"].split())) if record else None
+
+    async def exist(self) -> bool:
+        """Whether there is any key at all."""
+        with reporting_unavailable():
+            count: Any = await self._client.scard(f"{PREFIX}keys")
+        return bool(count)
+
+    async def ensure_local_key(self, path: Path) -> str:
+        """The key of the embedded default: read from the file `path`, or made and written there (mode 0600).
+
+        Raises Unavailable when others may read the file.
+        """
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        key = _read_or_create(path)
+        await self._register(key, LOCAL_TENANT, SCOPES)
+        return key
+
+    async def _register(self, key: str, tenant: str, scopes: Collection[str]) -> None:
+        # A tenant is part of keys and paths.
+        if not tenant or not _TENANT_CHARACTERS.issuperset(tenant):
+            raise ValueError(f"expected a tenant of a-z, 0-9, - and _, found {tenant!r}")
+        digest = _sha256(key)
+        record: dict[Any, str] = {"id": f"key_{digest[:12]}", "tenant": tenant, "scopes": " ".join(sorted(scopes))}
+        with reporting_unavailable():
+            async with self._client.pipeline(transaction=True) as transaction:
+                transaction.hset(f"{PREFIX}key:{digest}", mapping=record)
+                transaction.sadd(f"{PREFIX}keys", digest)
+                await transaction.execute()
+
+
+async def authenticate(
+    request: Request,
+    required: SecurityScopes,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
+) -> Key:
+    """The caller, for `Security(authenticate, scopes=[...])`. Raises Unauthorized, or Forbidden for a missing scope."""
+    if credentials is None:
+        raise Unauthorized("expected the header 'Authorization: Bearer <API key>'")
+    keys: Keys = request.app.state.keys
+    key = await keys.lookup(credentials.credentials)
+    if key is None:
+        raise Unauthorized("this API key is not known")
+    if missing := [scope for scope in required.scopes if scope not in key.scopes]:
+        raise Forbidden(f"API key {key.id} lacks the scope {missing[0]}")
+    return key
+
+
+def _new_key() -> str:
+    number = int.from_bytes(secrets.token_bytes(32))
+    digits = ""
+    for _ in range(_DIGITS):
+        number, digit = divmod(number, 62)
+        digits = _BASE62[digit] + digits
+    return f"bp_{digits}"
+
+
+def _read_or_create(path: Path) -> str:
+    """Whoever links its own finished file first wins, so that no process ever reads half a key."""
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(_new_key() + "\n")
+    try:
+        path.hardlink_to(draft)
+    except FileExistsError:
+        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+            raise Unavailable(f"{path} may be read by others; remove it for a new key, or chmod 600 it") from None
+    finally:
+        draft.unlink()
+    return path.read_text().strip()
+
+
+def _sha256(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()

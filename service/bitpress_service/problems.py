@@ -1,0 +1,126 @@
+"""Every error of the API as a problem document (RFC 9457), from the one table in `bitpress.errors`.
+
+Members beside the standard ones: `code` (stable), `request_id`, and `errors` with a JSON pointer
+and a message for each field to blame.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from bitpress.errors import BitpressError, InvalidJob, StoreError, Unavailable
+from bitpress.jobs import pointer
+
+MEDIA_TYPE = "application/problem+json"
+
+_log = logging.getLogger(__name__)
+
+# What the web framework itself refuses; all else has a class in bitpress.errors.
+_HTTP_CODES = {
+    400: "bad-request",
+    404: "not-found",
+    405: "method-not-allowed",
+    413: "body-too-large",
+    416: "range-not-satisfiable",
+    422: "invalid-request",
+}
+
+
+class Problem(BaseModel):
+    """The body of every answer that is an error."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    request_id: str
+    errors: list[dict[str, str]]
+
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    "default": {"description": "An error", "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}}
+}
+
+
+def install(app: FastAPI) -> None:
+    """Answer every exception of `app` with a problem document."""
+    app.add_exception_handler(BitpressError, _bitpress_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+async def _bitpress_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, BitpressError)
+    if isinstance(error, StoreError):
+        error = Unavailable(error.message)
+    if error.status >= 500:
+        _log.error("%s %s: %s", request.method, request.url.path, error.message)
+    headers = {}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="bitpress"'
+    if error.retryable:
+        headers["Retry-After"] = "1"
+    return _answer(request, error.status, error.code, error.message, error.details, headers)
+
+
+async def _validation_error(request: Request, error: Exception) -> JSONResponse:
+    """A bad body is a bad job (the only body there is); anything else is a bad request."""
+    assert isinstance(error, RequestValidationError)
+    details = [_detail(e) for e in error.errors()]
+    summary = "; ".join(f"{path or '/'}: {text}" for path, text in details)
+    if any(e["loc"][0] == "body" for e in error.errors()):
+        message = f"the job spec is not valid: {summary}"
+        return _answer(request, InvalidJob.status, InvalidJob.code, message, details)
+    return _answer(request, 422, _HTTP_CODES[422], summary, details)
+
+
+def _detail(error: Mapping[str, Any]) -> tuple[str, str]:
+    location = error["loc"]
+    if error["type"] == "json_invalid":
+        return "", f"not JSON: {error['ctx']['error']} at character {location[1]}"
+    return pointer(tuple(location[1:])), error["msg"]
+
+
+async def _http_exception(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    code = _HTTP_CODES.get(error.status_code, "http-error")
+    return _answer(request, error.status_code, code, str(error.detail), headers=error.headers)
+
+
+async def _unexpected(request: Request, _: Exception) -> JSONResponse:
+    # The server logs the traceback; the caller gets the id to ask for it by.
+    return _answer(request, 500, BitpressError.code, "an unexpected error; the log has it under the request id")
+
+
+def _answer(
+    request: Request,
+    status: int,
+    code: str,
+    detail: str,
+    errors: Sequence[tuple[str, str]] = (),
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    request_id: str = request.state.request_id
+    problem = Problem(
+        type=f"/problems/{code}",
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        instance=request.url.path,
+        code=code,
+        request_id=request_id,
+        errors=[{"pointer": path, "detail": text} for path, text in errors],
+    )
+    # Set here as well as by the middleware: an unexpected error is answered outside of it.
+    headers = {"X-Request-Id": request_id, **(headers or {})}
+    return JSONResponse(problem.model_dump(), status, headers, MEDIA_TYPE)

@@ -1,0 +1,26 @@
+"""The API as it really runs: uvicorn on loopback over a real Redis server and a directory of objects."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from running_api import Api, serving
+
+from bitpress_service import embedded_redis
+from bitpress_service.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def _redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    data_dir = tmp_path_factory.mktemp("redis")
+    yield embedded_redis.start(data_dir)
+    embedded_redis.stop(data_dir)
+
+
+@pytest.fixture
+async def api(_redis: str, tmp_path: Path) -> AsyncIterator[Api]:
+    with redis.Redis.from_url(_redis) as client:
+        client.flushall()
+    async with serving(Settings(state_dir=tmp_path, redis_url=_redis)) as running:
+        yield running
