@@ -279,5 +279,7 @@ def test_methods_are_listed_with_their_parameters() -> None:
     offered = json.loads(bitpress("methods", "--json").stdout)
     assert offered
     table = bitpress("methods").stdout
-    for text in ("rtn", "spqr", "septq", "retained_percent", "outlier_threshold", "required"):
-        assert text in table
+    rows = [line.split() for line in table.splitlines()]
+    assert ["spqr", "order", '"activation"'] in rows
+    assert ["rtn", "group_size", "null", "columns", "of"] in [row[:5] for row in rows]
+    assert ["septq", "bits", "required", "bits", "of", "a", "weight's", "code"] in rows

@@ -1,4 +1,4 @@
-"""The command `bitpress`: each file of this package holds a few commands, `main` runs them."""
+"""The command `bitpress`: importing a file of this package registers its commands, `main` runs one."""
 
 import sys
 from typing import NoReturn

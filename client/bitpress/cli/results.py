@@ -1,11 +1,12 @@
 """Commands on what a job made: report, pull; and the methods a service offers."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from bitpress.artifacts import ArtifactFile, Report
 from bitpress.cli.app import RESULTS, JobId, JobIds, Json, app
@@ -69,14 +70,14 @@ def pull(
 ) -> None:
     """Fetch a job's artifact, verified; an interrupted pull goes on where it stopped."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
-    tasks: dict[str, TaskID] = {}
+    columns = (BarColumn(), DownloadColumn(), TextColumn("{task.description}", markup=False))
+    here: dict[str, int] = {}
     with Client() as client, Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        bar = bars.add_task("", total=sum(file.bytes for file in client.artifacts(job_id)))
 
         def show(file: ArtifactFile, num_bytes: int) -> None:
-            if file.name not in tasks:
-                tasks[file.name] = bars.add_task(file.name, total=file.bytes)
-            bars.update(tasks[file.name], completed=num_bytes)
+            here[file.name] = num_bytes
+            bars.update(bar, completed=sum(here.values()), description=file.name)
 
         manifest = client.pull(job_id, out, show)
     files = [file.model_dump(mode="json") for file in manifest.files]
@@ -99,9 +100,14 @@ def methods(as_json: Json = False) -> None:
     for method in offered["data"]:
         for name, field in method["schema"]["properties"].items():
             if name != "kind":
-                table.add_row(method["kind"], name, _default(field), field.get("description", ""))
+                table.add_row(method["kind"], name, _default(field), _description(field))
     print_table(table)
 
 
 def _default(field: dict[str, Any]) -> str:
-    return str(field["default"]) if "default" in field else "required"
+    return json.dumps(field["default"]) if "default" in field else "required"
+
+
+def _description(field: dict[str, Any]) -> str:
+    texts = [part.get("description") for part in (field, *field.get("anyOf", ()))]
+    return next((text for text in texts if text), "")

@@ -30,7 +30,7 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay until the job has ended.")] = False,
     as_json: JsonLines = False,
 ) -> None:
-    """Print what happened to a job: its states, its blocks and its messages."""
+    """Print what happened to a job: states, blocks and messages; with --json its progress as well."""
     with Client() as client:
         events = client.events(job_id) if follow else client.history(job_id)
         try:
