@@ -153,8 +153,8 @@ class BitpressQuantizer(HfQuantizer):
                 linear = model.get_submodule(name)
             except AttributeError as error:
                 raise ArtifactError(f"{name}: no such module in {type(model).__name__}") from error
-            if not isinstance(linear, nn.Linear) or list(linear.weight.shape) != list(header["shape"]):
-                raise ArtifactError(f"{name}: expected a linear of shape {header['shape']}, found {linear}")
+            if not isinstance(linear, nn.Linear) or list(linear.weight.shape) != header.get("shape"):
+                raise ArtifactError(f"{name}: expected a linear of shape {header.get('shape')}, found {linear}")
             model.set_submodule(name, PackedLinear(header, linear.bias))
 
     def is_serializable(self) -> bool:

@@ -18,7 +18,10 @@ FORMATS: dict[str, type[CompressedLinear]] = {cls.format: cls for cls in (Groupe
 
 def layout(header: Header) -> Layout:
     """Return shape and dtype of every tensor that the header announces. Raises ArtifactError."""
-    return _format_of(header).layout(header)
+    try:
+        return _format_of(header).layout(header)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"not a header of a compressed linear: {error!r}") from error
 
 
 def from_tensors(header: Header, tensors: Mapping[str, Tensor]) -> CompressedLinear:

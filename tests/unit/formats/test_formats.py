@@ -1,6 +1,7 @@
 """What is stored: sizes by the bit, exact values back, whole from parts, refusals."""
 
 import json
+import pickle
 from typing import Any
 
 import pytest
@@ -153,6 +154,20 @@ def header_of(**changes: Any) -> dict[str, Any]:
 def test_headers_that_cannot_be_read_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ArtifactError, match=message):
         layout(header_of(**changes))
+
+
+@pytest.mark.parametrize("key", ["shape", "bits", "group_size", "scale", "order", "nnz"])
+def test_a_header_that_lacks_something_is_refused(key: str) -> None:
+    header = header_of()
+    del header[key]
+    with pytest.raises(ArtifactError, match=f"not a header of a compressed linear.*{key}"):
+        layout(header)
+
+
+def test_compressed_linears_cross_process_borders(compressed: CompressedLinear) -> None:
+    again = pickle.loads(pickle.dumps(compressed))
+    assert again.header() == compressed.header()
+    assert torch.equal(again.dequantize(), compressed.dequantize())
 
 
 def test_tensors_that_do_not_fit_the_header_are_refused() -> None:

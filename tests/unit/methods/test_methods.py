@@ -1,6 +1,5 @@
 """Each method is its textbook, and what it stores is what it calibrated."""
 
-import itertools
 from typing import Any
 
 import pytest
@@ -11,12 +10,12 @@ from bitpress.errors import NumericalError
 from bitpress.formats import CompressedLinear
 from bitpress.methods import MethodConfig, RTNConfig, SEPTQConfig, SpQRConfig
 from bitpress_workers.methods import compress, create
-from bitpress_workers.methods.base import RowSolver
 from bitpress_workers.methods.septq import SEPTQ
 from bitpress_workers.methods.spqr import SpQR
 from bitpress_workers.numerics.hessian import Factor, Gram
 from oracles import textbook
 from oracles.examples import random_linear
+from oracles.sharding import solve_in_shards
 from oracles.textbook import SpQROptions
 
 ODD_SHAPES = [(48, 64), (172, 64), (64, 172), (33, 17), (1, 5), (5, 1)]
@@ -139,25 +138,6 @@ CONFIGS: list[MethodConfig] = [
     SEPTQConfig(bits=3),
     SEPTQConfig(bits=2, retained_percent=7.3),
 ]
-
-
-def solve_in_shards(weight: Tensor, hessian: Tensor, config: MethodConfig, num_shards: int) -> CompressedLinear:
-    """Share tiles out evenly, the way a fleet does."""
-    method = create(config)
-    factor = method.factor(Gram(hessian, 2, 1))
-    tile = method.row_tile(8)
-    tiles = list(weight.split(tile))
-    cuts = [len(tiles) * i // num_shards for i in range(num_shards + 1)]
-    shards: list[RowSolver] = [
-        method.begin(torch.cat(tiles[first:last]), factor, tile)
-        for first, last in itertools.pairwise(cuts)
-        if first < last
-    ]
-    agreed = None
-    for _ in range(method.survey_rounds):
-        agreed = method.agree([survey for shard in shards for survey in shard.survey(agreed)], agreed)
-    parts = [shard.solve(agreed) for shard in shards]
-    return type(parts[0]).concatenate(parts)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_dump_json(exclude_defaults=True))

@@ -111,11 +111,13 @@ class SEPTQRows:
 
         One histogram for all row tiles: sums of counts do not depend on their order.
         """
-        high_RI = self._importance_RI >> HALF_BITS
-        if agreed is None:
-            return [torch.bincount(high_RI.flatten(), minlength=HIGH_BINS)]
-        chosen = self._importance_RI[high_RI == agreed.high] & (LOW_BINS - 1)
-        return [torch.bincount(chosen, minlength=LOW_BINS)]
+        num_bins = HIGH_BINS if agreed is None else LOW_BINS
+        histogram = torch.zeros(num_bins, dtype=torch.int64, device=self._importance_RI.device)
+        for tile in self._importance_RI.split(self._row_tile):
+            high = tile >> HALF_BITS
+            counted = high.flatten() if agreed is None else tile[high == agreed.high] & (LOW_BINS - 1)
+            histogram += torch.bincount(counted, minlength=num_bins)
+        return [histogram]
 
     def solve(self, agreed: Threshold | None) -> CompressedLinear:
         quantizer, weight_IR = self.solve_values(agreed)
