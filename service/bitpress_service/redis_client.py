@@ -1,5 +1,6 @@
 """How Bitpress speaks to Redis: one way to connect, one prefix, one translation of errors."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,9 @@ PREFIX = "{bp}:"
 # A restart of the server is sat out; a server that stays away is reported within about two seconds.
 _RETRY = Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), retries=6)
 
+# These come without a class of their own: a disk that cannot be written, and what a script met in Redis 6.
+_REFUSED_WRITE = re.compile(r"(^|-)(MISCONF|OOM|READONLY) ")
+
 
 def connect(url: str) -> Redis:
     """A client for `redis://`, `rediss://` or `unix://` URLs; connects with the first command."""
@@ -32,6 +36,6 @@ def reporting_unavailable() -> Iterator[None]:
     except (RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOnlyError) as error:
         raise Unavailable(f"Redis: {error}") from error
     except ResponseError as error:
-        if str(error).startswith("MISCONF"):
+        if _REFUSED_WRITE.search(str(error)):
             raise Unavailable(f"Redis: {error}") from error
         raise

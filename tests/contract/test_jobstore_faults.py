@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import signal
+from contextlib import aclosing
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,50 +23,47 @@ JOBS = 12
 
 async def test_a_server_killed_and_started_again_has_every_acknowledged_write(own_redis_dir: Path) -> None:
     url = embedded_redis.start(own_redis_dir)
-    store = RedisJobStore.from_url(url)
-    queued, _ = await store.create("local", job_spec(), idempotency_key="key")
-    claim = await store.claim("worker", LEASE)
-    assert claim is not None
-    await store.record(claim.job.id, claim.fence, block=block_record(0))
-    before = await store.get(queued.id), await store.events(queued.id), await store.blocks(queued.id)
+    async with aclosing(RedisJobStore.from_url(url)) as store:
+        queued, _ = await store.create("local", job_spec(), idempotency_key="key")
+        claim = await store.claim("worker", LEASE)
+        assert claim is not None
+        await store.record(claim.job.id, claim.fence, block=block_record(0))
+        before = await store.get(queued.id), await store.events(queued.id), await store.blocks(queued.id)
 
-    os.kill(int((own_redis_dir / embedded_redis.PIDFILE).read_text()), signal.SIGKILL)
-    assert embedded_redis.start(own_redis_dir) == url
-    assert before == (await store.get(queued.id), await store.events(queued.id), await store.blocks(queued.id))
-    assert await store.create("local", job_spec(), idempotency_key="key") == (before[0], True)
-    await store.record(claim.job.id, claim.fence, block=block_record(1))
-    assert set(await store.blocks(queued.id)) == {0, 1}
-    await store.aclose()
+        os.kill(int((own_redis_dir / embedded_redis.PIDFILE).read_text()), signal.SIGKILL)
+        assert embedded_redis.start(own_redis_dir) == url
+        assert before == (await store.get(queued.id), await store.events(queued.id), await store.blocks(queued.id))
+        assert await store.create("local", job_spec(), idempotency_key="key") == (before[0], True)
+        await store.record(claim.job.id, claim.fence, block=block_record(1))
+        assert set(await store.blocks(queued.id)) == {0, 1}
 
 
 async def test_without_a_server_every_call_says_unavailable(own_redis_dir: Path) -> None:
-    store = RedisJobStore.from_url(embedded_redis.start(own_redis_dir))
-    embedded_redis.stop(own_redis_dir)
-    calls = (
-        store.ping(), store.create("local", job_spec()), store.get("job"), store.list("local", limit=1),
-        store.request_cancel("job"), store.events("job", wait_seconds=1), store.claim("worker", LEASE),
-        store.renew("job", 1, LEASE), store.record("job", 1, log="x"), store.blocks("job"),
-        store.finish("job", 1, state="cancelled"), store.release("job", 1, delay_seconds=0), store.reap(),
-        store.files("job"),
-    )  # fmt: skip
-    replies = await asyncio.gather(*calls, return_exceptions=True)
-    assert [type(reply) for reply in replies] == [Unavailable] * len(calls)
-    await store.aclose()
+    async with aclosing(RedisJobStore.from_url(embedded_redis.start(own_redis_dir))) as store:
+        embedded_redis.stop(own_redis_dir)
+        calls = (
+            store.ping(), store.create("local", job_spec()), store.get("job"), store.list("local", limit=1),
+            store.request_cancel("job"), store.events("job", wait_seconds=1), store.claim("worker", LEASE),
+            store.renew("job", 1, LEASE), store.record("job", 1, log="x"), store.blocks("job"),
+            store.finish("job", 1, state="cancelled"), store.release("job", 1, delay_seconds=0), store.reap(),
+            store.files("job"),
+        )  # fmt: skip
+        replies = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(reply) for reply in replies] == [Unavailable] * len(calls)
 
 
 async def test_a_server_that_may_drop_data_or_is_full_is_refused(own_redis_dir: Path) -> None:
     url = embedded_redis.start(own_redis_dir)
-    store = RedisJobStore.from_url(url)
-    await store.ping()
-    with redis.Redis.from_url(url) as client:
-        client.config_set("maxmemory", "1mb")
-        with pytest.raises(Unavailable, match="maxmemory"):
-            await store.create("local", job_spec())
-        assert (await store.list("local", limit=10)).data == ()
-        client.config_set("maxmemory-policy", "allkeys-lru")
-        with pytest.raises(Unavailable, match="allkeys-lru"):
-            await store.ping()
-    await store.aclose()
+    async with aclosing(RedisJobStore.from_url(url)) as store:
+        await store.ping()
+        with redis.Redis.from_url(url) as client:
+            client.config_set("maxmemory", "1")
+            with pytest.raises(Unavailable, match="maxmemory"):
+                await store.create("local", job_spec())
+            assert (await store.list("local", limit=10)).data == ()
+            client.config_set("maxmemory-policy", "allkeys-lru")
+            with pytest.raises(Unavailable, match="allkeys-lru"):
+                await store.ping()
 
 
 class Chaos:
