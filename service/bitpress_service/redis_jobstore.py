@@ -26,8 +26,8 @@ from bitpress_service.redis_client import PREFIX, connect, reporting_unavailable
 
 IDEMPOTENCY_SECONDS = 24 * 3600
 
-# Below redis-py's socket timeout of 5 seconds, which a blocking read must not outlast.
-_LONGEST_BLOCK_SECONDS = 4.0
+# Who waits for events asks this often. XREAD BLOCK would be told at once, but holds a connection all the time.
+_POLL_SECONDS = 0.2
 
 _LUA = Path(__file__).parent / "lua"
 _SCRIPTS = ("create", "list", "cancel", "claim", "renew", "record", "finish", "release", "reap")
@@ -91,8 +91,7 @@ class RedisJobStore:
         with reporting_unavailable():
             rows: Any = await self._client.xrange(stream, f"({after}", "+", limit)
             while not rows and (left := deadline - clock()) > 0:
-                block_ms = max(1, int(min(left, _LONGEST_BLOCK_SECONDS) * 1000))
-                await self._client.xread({stream: after}, count=1, block=block_ms)
+                await asyncio.sleep(min(left, _POLL_SECONDS))
                 rows = await self._client.xrange(stream, f"({after}", "+", limit)
         return tuple(_event(stream_id, fields) for stream_id, fields in rows)
 

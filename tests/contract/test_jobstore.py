@@ -85,6 +85,16 @@ async def test_a_reader_waits_for_the_next_event(job_store: JobStore) -> None:
     assert await job_store.events(job.id, after=(await reader)[-1].id, wait_seconds=0.01) == ()
 
 
+async def test_waiting_readers_keep_nobody_from_working(job_store: JobStore) -> None:
+    job, _ = await job_store.create("local", job_spec())
+    (created,) = await job_store.events(job.id)
+    readers = [asyncio.create_task(job_store.events(job.id, created.id, wait_seconds=3600)) for _ in range(300)]
+    await asyncio.sleep(0)
+    claim = await claimed(job_store)
+    assert {states(events)[0] for events in await asyncio.gather(*readers)} == {JobState.RUNNING}
+    assert await job_store.renew(job.id, claim.fence, LEASE) is LeaseStatus.OK
+
+
 async def test_an_idempotency_key_makes_one_job_however_many_ask_at_once(job_store: JobStore) -> None:
     replies = await asyncio.gather(
         *(job_store.create("local", job_spec(), idempotency_key=f"key {n % 3}") for n in range(60))
