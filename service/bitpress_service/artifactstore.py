@@ -7,7 +7,7 @@ as part of an artifact is said by the job store alone, so an object nobody recor
 import os
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -130,8 +130,9 @@ class ArtifactStore:
             return
         # While it is written, `name` is `name#1` (or another number), which no key can be.
         for path in self._root.rglob("*#*"):
-            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                path.unlink()
+            with suppress(FileNotFoundError):  # its upload has just ended
+                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                    path.unlink()
 
     def _exists(self, key: str) -> bool:
         try:

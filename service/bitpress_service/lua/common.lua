@@ -4,6 +4,7 @@
 --   job:<id>                hash    the job; `rank` is its place in the queue, `stalled` its attempts
 --                                   in a row without a new block, `cancel` is '1' once asked for
 --   queue                   zset    id -> rank: higher priority first, then older first
+--   sequence                string  counts the jobs, for their order in the queue
 --   delayed                 zset    id -> ms when it goes back to the queue
 --   leases                  zset    id -> ms when the lease runs out
 --   events:<id>             stream  type, data (JSON)
