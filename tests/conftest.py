@@ -4,6 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+# One thread, as in a shard: what the tests compare bit by bit must not depend on the machine's cores.
+torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -67,7 +67,7 @@ class BlockReport(_Model):
 class LedgerEntry(_Model):
     """A deviation from the plain method: what (a stable word), where, and the numbers."""
 
-    kind: Literal["damping-raised", "dead-columns", "constant-group"]
+    kind: Literal["damping-raised", "dead-columns", "constant-groups"]
     where: str
     detail: str
 

@@ -10,7 +10,9 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Bits = Annotated[int, Field(ge=2, le=8, description="bits of a weight's code")]
-Damping = Annotated[float, Field(gt=0, le=100, description="share of the Hessian's mean diagonal added to its diagonal")]
+Damping = Annotated[
+    float, Field(gt=0, le=100, description="share of the Hessian's mean diagonal added to its diagonal")
+]
 ColumnBlock = Annotated[int, Field(ge=1, le=4096, description="columns solved before the rest is updated by one GEMM")]
 GroupSize = Annotated[int, Field(ge=2, le=65536, description="columns of a row that share a grid; null: the whole row")]
 

@@ -15,6 +15,8 @@ os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 import typer
 from rich.console import Console
 
+from bitpress.cli.exits import exit_code
+from bitpress.cli.output import print_error
 from bitpress.errors import BitpressError, InvalidJob
 from bitpress.jobs import JobSpec, JobState, parse_spec
 
@@ -120,8 +122,8 @@ def main() -> int:
     try:
         app(prog_name="bitpress")
     except BitpressError as error:
-        console.print(f"error [{error.code}]: {error.message}", markup=False, highlight=False)
-        return 5 if isinstance(error, InvalidJob) else 1
+        print_error(error)
+        return exit_code(error)
     return 0
 
 

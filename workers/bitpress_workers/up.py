@@ -45,6 +45,7 @@ def up(settings: Settings) -> int:
                         print(f"the {name} ended with exit code {child.returncode}", file=sys.stderr)
                         return 1
     finally:
+        (settings.state_dir / "url").unlink(missing_ok=True)
         embedded_redis.stop(settings.redis_dir)
     return 0
 

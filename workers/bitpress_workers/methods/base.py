@@ -25,7 +25,12 @@ Agreement = Any
 
 
 class RowSolver(Protocol):
-    """The rows of one linear that one shard solves; keeps what survey computed for solve."""
+    """The rows of one linear that one shard solves; keeps what survey computed for solve.
+
+    num_constant_groups: after solve, row groups without any spread, which decode to their one value.
+    """
+
+    num_constant_groups: int
 
     def survey(self, agreed: Agreement | None) -> Sequence[Survey]:
         """Return one survey per row tile, given what the round before agreed on (None at first)."""

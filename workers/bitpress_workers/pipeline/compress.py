@@ -64,7 +64,9 @@ class BlockLoop:
                 facts = self.fleet.get([self.fleet.on(0, Shard.facts, data)])[0]
                 ledger += self._deviations(index, tap, facts)
                 for name in tap.linears:
-                    linears.append(self._solve(index, name, data, facts, len(linears)))
+                    linear, constant_groups = self._solve(index, name, data, facts, len(linears))
+                    linears.append(linear)
+                    ledger += _constant_groups(index, name, constant_groups)
         key = self.publisher.key_of(block_name(index))
         published: Published = self.fleet.get([self.fleet.on(0, Shard.publish, key)])[0]
         report = BlockReport(
@@ -83,7 +85,8 @@ class BlockLoop:
         )
         return self.publisher.block(key, sidecar), sidecar
 
-    def _solve(self, index: int, name: str, data: Ref, facts: TapFacts, linears_done: int) -> LinearReport:
+    def _solve(self, index: int, name: str, data: Ref, facts: TapFacts, linears_done: int) -> tuple[LinearReport, int]:
+        """Solve one linear on all shards. Returns its report and its number of constant groups."""
         started = time.monotonic()
         self.meter.linear(index, name, linears_done / len(self.plan.linear_shapes))
         agreed: Ref = None
@@ -94,7 +97,7 @@ class BlockLoop:
         self.fleet.get(self.fleet.all(Shard.install, name, *parts))
         evidence: Evidence = self.fleet.get([self.fleet.on(0, Shard.evidence, name)])[0]
         rows, columns = evidence.shape
-        return LinearReport(
+        report = LinearReport(
             name=name,
             shape=evidence.shape,
             bits_per_weight=evidence.stored_bits / (rows * columns),
@@ -104,6 +107,7 @@ class BlockLoop:
             num_tokens=facts.num_tokens,
             seconds=time.monotonic() - started,
         )
+        return report, evidence.num_constant_groups
 
     def _stages(self) -> Sequence[Sequence[Tap]]:
         """Taps whose Hessians come from the same forwards."""
@@ -121,6 +125,13 @@ class BlockLoop:
             detail = f"{facts.num_dead} inputs were zero on every calibration token; their weights are stored as zero"
             entries.append(LedgerEntry(kind="dead-columns", where=where, detail=detail))
         return entries
+
+
+def _constant_groups(index: int, name: str, number: int) -> list[LedgerEntry]:
+    if not number:
+        return []
+    detail = f"{number} groups of weights are all alike; they are stored as that one value"
+    return [LedgerEntry(kind="constant-groups", where=f"block {index}, {name}", detail=detail)]
 
 
 def chain_root(tokens_sha256: str, method: dict[str, object], plan: Plan, version: str) -> str:

@@ -64,6 +64,7 @@ class Part:
 
     compressed: CompressedLinear
     errors: tuple[tuple[float, float], ...]
+    num_constant_groups: int
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Evidence:
     stored_bits: int
     relative_error: float
     outlier_fraction: float
+    num_constant_groups: int
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,8 @@ class Shard:
         except NumericalError as error:
             raise NumericalError(f"{self._full_name(name)}: {error.message}") from error
         weight_RI = self._weight(name)[rows.start : rows.stop]
-        return Part(compressed, tuple(_tile_errors(weight_RI, compressed, data.gram, self._config.row_tile)))
+        errors = _tile_errors(weight_RI, compressed, data.gram, self._config.row_tile)
+        return Part(compressed, tuple(errors), solver.num_constant_groups)
 
     def install(self, name: str, *parts: Part | None) -> None:
         """Put the solved linear, all shards' rows of it, into the block in hand."""
@@ -201,6 +204,7 @@ class Shard:
             stored_bits=compressed.stored_bits(),
             relative_error=error / reference if reference else 0.0,
             outlier_fraction=compressed.outlier_fraction,
+            num_constant_groups=sum(part.num_constant_groups for part in present),
         )
         self._install(name, compressed)
 
