@@ -1,6 +1,8 @@
-"""Fixtures every test may use: where shared data lies, and small models."""
+"""Fixtures every test may use: shared data, texts, small trained models, a disk that fills up."""
 
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,17 @@ def mini_model(request: pytest.FixtureRequest) -> Path:
 @pytest.fixture
 def opt_mini() -> Path:
     return REPOSITORY / "tests" / "data" / "opt-mini"
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    mount = tmp_path / "tiny"
+    mount.mkdir()
+    result = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)], capture_output=True, text=True, check=False
+    )
+    if result.returncode != 0:
+        pytest.skip(f"no tiny file system: {result.stderr.strip()}")
+    yield mount
+    subprocess.run(["umount", str(mount)], check=True)

@@ -1,8 +1,6 @@
 """What every artifact store promises."""
 
 import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -141,20 +139,6 @@ def test_a_directory_that_went_away_is_reported(store: ArtifactStore, root: Path
     root.rmdir()
     with pytest.raises(StoreError, match="artifacts"):
         store.ping()
-
-
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
-    mount = tmp_path / "tiny"
-    mount.mkdir()
-    result = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)], capture_output=True, text=True, check=False
-    )
-    if result.returncode != 0:
-        pytest.skip(f"no tiny file system: {result.stderr.strip()}")
-    yield mount
-    subprocess.run(["umount", str(mount)], check=True)
 
 
 def test_a_full_disk_is_named_and_leaves_nothing_half_written(

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.utils.logging import disable_progress_bar
 
 from bitpress.errors import CheckpointError
 
@@ -57,6 +58,7 @@ def write_demo_texts(directory: Path) -> tuple[Path, Path]:
 
 
 def _convert(gguf: Path, directory: Path) -> None:
+    disable_progress_bar()
     source = {"gguf_file": gguf.name, "local_files_only": True}
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, dtype=torch.float16, quantization_config=GgufConfig(dequantize=True), **source

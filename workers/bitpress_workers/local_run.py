@@ -65,7 +65,7 @@ def run_local(spec: JobSpec, directory: Path, show: Callable[[Progress], None]) 
     site = Site(
         devices=local_devices(),
         make_fleet=LocalFleet,
-        store_url=f"file://{directory.resolve()}",
+        store_url=directory.resolve().as_uri(),
         key_of=str,
         recorder=DirectoryRecorder(directory, show),
     )
