@@ -3,14 +3,13 @@
 python benchmarks/bench_solver.py [columns]
 """
 
-import json
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from machine import machine
+from machine import save
 from torch import Tensor
 
 from bitpress.methods import MethodConfig, RTNConfig, SEPTQConfig, SpQRConfig
@@ -46,8 +45,12 @@ def main() -> None:
     for config, oracle in CASES:
         ours = seconds(lambda config=config: compress(weight, hessian, config), 3)
         theirs = seconds(lambda oracle=oracle: oracle(weight, hessian), 1)
-        results[config.kind] = {"seconds": ours, "textbook_seconds": theirs, "ratio": theirs / ours}
-    print(json.dumps({"machine": machine(), "shape": [ROWS, columns], **results}, indent=1))
+        results[config.kind] = {
+            "seconds": round(ours, 3),
+            "textbook_seconds": round(theirs, 3),
+            "ratio": round(theirs / ours, 1),
+        }
+    save("solver", {"shape": [ROWS, columns], **results})
 
 
 if __name__ == "__main__":
