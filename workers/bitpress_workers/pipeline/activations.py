@@ -49,11 +49,14 @@ class Activations:
         return finite
 
     def score(self) -> list[float]:
-        """Mean negative log-likelihood of each window's S - 1 predictions (algorithm of perplexity by windows)."""
+        """Mean negative log-likelihood of each window's S - 1 next-token predictions, float32.
+
+        Window by window: logits are the widest tensors of a job.
+        """
         losses: list[float] = []
         for tokens_BS, hidden_BSD in zip(self._tokens, self._hidden, strict=True):
-            logits_BSV = self._skeleton.leave(tokens_BS, hidden_BSD)
-            for tokens_S, logits_SV in zip(tokens_BS, logits_BSV, strict=True):
-                targets_S = tokens_S[1:].to(logits_SV.device)
-                losses.append(float(cross_entropy(logits_SV[:-1].float(), targets_S)))
+            for window in range(len(tokens_BS)):
+                tokens_1S = tokens_BS[window : window + 1]
+                logits_SV = self._skeleton.leave(tokens_1S, hidden_BSD[window : window + 1])[0]
+                losses.append(float(cross_entropy(logits_SV[:-1].float(), tokens_1S[0, 1:].to(logits_SV.device))))
         return losses

@@ -63,6 +63,7 @@ class ModelSizes:
     block_weights: int
     outer_weights: int
     linear_bytes: int
+    vocab_size: int
 
 
 def model_sizes(outline: Outline, checkpoint: Checkpoint) -> ModelSizes:
@@ -78,6 +79,7 @@ def model_sizes(outline: Outline, checkpoint: Checkpoint) -> ModelSizes:
         linears=linears,
         block_weights=max(sum(prod(info[theirs].shape) for theirs in block.values()) for block in blocks),
         outer_weights=sum(prod(info[theirs].shape) for theirs in outline.outer_tensor_names().values()),
+        vocab_size=int(checkpoint.config.vocab_size),
         linear_bytes=sum(info[blocks[i][path]].bytes for i, paths in enumerate(full) for path in paths),
     )
 
@@ -120,7 +122,8 @@ def _peak_bytes(spec: JobSpec, method: Method, family: Family, sizes: ModelSizes
     solve = 4 * 6 * max(prod(shape) for shape in sizes.linears.values())
     widest = max(max(shape) for shape in sizes.linears.values())
     forward = 4 * 8 * micro_batch_size(calibration.sequence_length) * calibration.sequence_length * widest
-    per_shard = 4 * (2 * sizes.block_weights + sizes.outer_weights) + grams + forward
+    logits = 4 * 3 * spec.evaluation.sequence_length * sizes.vocab_size if spec.evaluation.datasets else 0
+    per_shard = 4 * (2 * sizes.block_weights + sizes.outer_weights) + grams + max(forward, logits)
     if kind == "cpu":
         return num_shards * (BASE_BYTES + per_shard) + activations + solve
     return BASE_BYTES + per_shard + activations // num_shards + solve
