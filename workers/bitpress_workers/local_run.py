@@ -1,6 +1,5 @@
 """`bitpress run SPEC.json --out DIR`: one job in this process, no servers; a directory is the whole state."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from bitpress.errors import Conflict
 from bitpress.jobs import JobSpec, Progress
 from bitpress_service.jobstore import BlockRecord
 from bitpress_workers.pipeline.fleet import LocalFleet, local_devices
-from bitpress_workers.pipeline.publish import Sidecar, block_name, sidecar_name
+from bitpress_workers.pipeline.publish import record_of
 from bitpress_workers.pipeline.run import Pipeline, Site
 
 MARKER = "bitpress-run.json"  # there while a run is not finished
@@ -24,8 +23,10 @@ class DirectoryRecorder:
     show: Callable[[Progress], None]
 
     def blocks(self) -> dict[int, BlockRecord]:
-        paths = sorted((self.directory / "blocks").glob("*.json"))
-        records = [self._record(path.read_bytes()) for path in paths]
+        evidence = (self.directory / "blocks").glob("*.json")
+        records = (
+            record_of(path.read_bytes(), f"blocks/{path.stem}.safetensors", f"blocks/{path.name}") for path in evidence
+        )
         return {record.index: record for record in records}
 
     def block(self, record: BlockRecord) -> None:
@@ -39,21 +40,6 @@ class DirectoryRecorder:
 
     def finish(self, files: Mapping[str, str]) -> None:
         """Nothing left to do: the manifest is there."""
-
-    def _record(self, data: bytes) -> BlockRecord:
-        sidecar = Sidecar.model_validate_json(data)
-        report = sidecar.report
-        name, evidence = block_name(report.index), sidecar_name(report.index)
-        return BlockRecord(
-            index=report.index,
-            name=name,
-            key=name,
-            sha256=report.sha256,
-            bytes=report.bytes,
-            relative_error=report.relative_error,
-            sidecar_key=evidence,
-            sidecar_sha256=hashlib.sha256(data).hexdigest(),
-        )
 
 
 def run_local(spec: JobSpec, directory: Path, show: Callable[[Progress], None]) -> Report:

@@ -68,21 +68,9 @@ class Publisher:
 
     def block(self, key: str, sidecar: Sidecar) -> BlockRecord:
         """Publish the evidence of a block whose tensors lie at `key`, and record both."""
-        report = sidecar.report
-        name = block_name(report.index)
         data = sidecar.model_dump_json().encode()
-        sidecar_key = self.key_of(sidecar_name(report.index))
-        self.store.put_bytes(sidecar_key, data)
-        record = BlockRecord(
-            index=report.index,
-            name=name,
-            key=key,
-            sha256=report.sha256,
-            bytes=report.bytes,
-            relative_error=report.relative_error,
-            sidecar_key=sidecar_key,
-            sidecar_sha256=hashlib.sha256(data).hexdigest(),
-        )
+        record = record_of(data, key, self.key_of(sidecar_name(sidecar.report.index)))
+        self.store.put_bytes(record.sidecar_key, data)
         self.recorder.block(record)
         return record
 
@@ -111,6 +99,21 @@ class Publisher:
         if hashlib.sha256(data).hexdigest() != sha256:
             raise ArtifactError(f"{key}: its content has changed since it was published")
         return data
+
+
+def record_of(evidence: bytes, key: str, sidecar_key: str) -> BlockRecord:
+    """The record of a block whose tensors lie at `key` and whose evidence, a Sidecar as JSON, at `sidecar_key`."""
+    report = Sidecar.model_validate_json(evidence).report
+    return BlockRecord(
+        index=report.index,
+        name=block_name(report.index),
+        key=key,
+        sha256=report.sha256,
+        bytes=report.bytes,
+        relative_error=report.relative_error,
+        sidecar_key=sidecar_key,
+        sidecar_sha256=hashlib.sha256(evidence).hexdigest(),
+    )
 
 
 def block_name(index: int) -> str:
