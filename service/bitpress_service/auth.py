@@ -16,12 +16,15 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 
 from bitpress.errors import Forbidden, Unauthorized, Unavailable
 from bitpress_service.redis_client import PREFIX, reporting_unavailable
 
 SCOPES = ("jobs:read", "jobs:write", "artifacts:read")
 LOCAL_TENANT = "local"
+
+_LOCAL = f"{PREFIX}local-key"
 
 _BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _DIGITS = 43  # 62**43 > 2**256
@@ -38,7 +41,8 @@ class Key:
 
 
 class Keys:
-    """The API keys, in Redis: `{bp}:key:<sha256>` is a hash of id, tenant and scopes; `{bp}:keys` the set of all.
+    """The API keys, in Redis: `{bp}:key:<sha256>` is a hash of id, tenant and scopes; `{bp}:keys` the set of all,
+    and `{bp}:local-key` the SHA-256 of the embedded default's.
 
     Every method raises Unavailable when Redis cannot be reached.
     """
@@ -48,8 +52,14 @@ class Keys:
 
     async def create(self, tenant: str, scopes: Collection[str] = SCOPES) -> str:
         """Make a key and return it; it cannot be read again."""
+        # A tenant is part of keys and paths.
+        if not tenant or not _TENANT_CHARACTERS.issuperset(tenant):
+            raise ValueError(f"expected a tenant of a-z, 0-9, - and _, found {tenant!r}")
         key = _new_key()
-        await self._register(key, tenant, scopes)
+        with reporting_unavailable():
+            async with self._client.pipeline(transaction=True) as transaction:
+                _add(transaction, _sha256(key), tenant, scopes)
+                await transaction.execute()
         return key
 
     async def lookup(self, key: str) -> Key | None:
@@ -66,24 +76,30 @@ class Keys:
     async def ensure_local_key(self, path: Path) -> str:
         """The key of the embedded default: read from the file `path`, or made and written there (mode 0600).
 
-        Raises Unavailable when others may read the file.
+        The one that was in the file before is no key any more. Raises Unavailable when others may read the file.
         """
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         key = _read_or_create(path)
-        await self._register(key, LOCAL_TENANT, SCOPES)
+        digest = _sha256(key)
+
+        async def replace(transaction: Pipeline) -> None:
+            before: Any = await transaction.get(_LOCAL)
+            transaction.multi()  # type: ignore[no-untyped-call]
+            if before not in (None, digest):
+                transaction.delete(f"{PREFIX}key:{before}")
+                transaction.srem(f"{PREFIX}keys", before)
+            _add(transaction, digest, LOCAL_TENANT, SCOPES)
+            transaction.set(_LOCAL, digest)
+
+        with reporting_unavailable():
+            await self._client.transaction(replace, _LOCAL)
         return key
 
-    async def _register(self, key: str, tenant: str, scopes: Collection[str]) -> None:
-        # A tenant is part of keys and paths.
-        if not tenant or not _TENANT_CHARACTERS.issuperset(tenant):
-            raise ValueError(f"expected a tenant of a-z, 0-9, - and _, found {tenant!r}")
-        digest = _sha256(key)
-        record: dict[Any, str] = {"id": f"key_{digest[:12]}", "tenant": tenant, "scopes": " ".join(sorted(scopes))}
-        with reporting_unavailable():
-            async with self._client.pipeline(transaction=True) as transaction:
-                transaction.hset(f"{PREFIX}key:{digest}", mapping=record)
-                transaction.sadd(f"{PREFIX}keys", digest)
-                await transaction.execute()
+
+def _add(transaction: Pipeline, digest: str, tenant: str, scopes: Collection[str]) -> None:
+    record: dict[Any, str] = {"id": f"key_{digest[:12]}", "tenant": tenant, "scopes": " ".join(sorted(scopes))}
+    transaction.hset(f"{PREFIX}key:{digest}", mapping=record)
+    transaction.sadd(f"{PREFIX}keys", digest)
 
 
 async def authenticate(

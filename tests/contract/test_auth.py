@@ -61,6 +61,16 @@ async def test_the_local_key_is_registered_again_with_an_empty_redis(
     assert await keys.lookup(plain) is not None
 
 
+async def test_a_local_key_that_was_removed_is_no_key_any_more(keys: Keys, tmp_path: Path) -> None:
+    path = tmp_path / "api-key"
+    other = await keys.create("local")
+    removed = await keys.ensure_local_key(path)
+    path.unlink()
+    present = await asyncio.gather(*(keys.ensure_local_key(path) for _ in range(5)))
+    assert removed not in present and await keys.lookup(removed) is None
+    assert await keys.lookup(present[0]) is not None and await keys.lookup(other) is not None
+
+
 async def test_a_key_file_that_others_may_read_is_refused(keys: Keys, tmp_path: Path) -> None:
     path = tmp_path / "api-key"
     await keys.ensure_local_key(path)
