@@ -107,7 +107,10 @@ class JobStore(Protocol):
         log: str | None = None,
         status_detail: str | None = None,
     ) -> LeaseStatus:
-        """Write what is given and send its events. The same block again changes nothing. Raises Fenced."""
+        """Write what is given and send its events. A new block forgets earlier failures; the same again changes nothing.
+
+        Raises Fenced.
+        """
         ...
 
     async def blocks(self, job_id: str) -> dict[int, BlockRecord]:

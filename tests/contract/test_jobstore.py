@@ -224,6 +224,18 @@ async def test_a_released_job_waits_its_delay_and_is_charged_only_for_an_error(j
     assert (await job_store.request_cancel(failed.id)).state is JobState.CANCELLED
 
 
+async def test_a_new_block_forgets_the_failures_before_it_and_an_old_one_does_not(job_store: JobStore) -> None:
+    claim = await running(job_store)
+    await job_store.record(claim.job.id, claim.fence, block=block_record(0))
+    for _ in range(2):
+        await job_store.release(claim.job.id, claim.fence, delay_seconds=0, error=failure())
+        claim = await claimed(job_store)
+    await job_store.record(claim.job.id, claim.fence, block=block_record(0), log="taken over")
+    assert (await job_store.get(claim.job.id)).failures == 2
+    await job_store.record(claim.job.id, claim.fence, block=block_record(1))
+    assert (await job_store.get(claim.job.id)).failures == 0
+
+
 async def test_a_short_delay_passes(job_store: JobStore) -> None:
     claim = await running(job_store)
     await job_store.release(claim.job.id, claim.fence, delay_seconds=0.001)

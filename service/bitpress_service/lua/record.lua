@@ -12,7 +12,8 @@ end
 if detail ~= '' then redis.call('HSET', key, 'status_detail', detail) end
 if index ~= '' and redis.call('HGET', prefix .. 'blocks:' .. id, index) ~= record then
   redis.call('HSET', prefix .. 'blocks:' .. id, index, record)
-  redis.call('HSET', key, 'stalled', 0)
+  -- Retries are for a job that does not get on.
+  redis.call('HSET', key, 'stalled', 0, 'failures', 0)
   emit(id, 'block', block)
 end
 if log ~= '' then emit(id, 'log', log) end
