@@ -101,7 +101,10 @@ def parse_spec(data: object) -> JobSpec:
 
 
 def pointer(location: tuple[int | str, ...]) -> str:
-    """JSON pointer (RFC 6901) of a pydantic error location."""
+    """JSON pointer (RFC 6901) of a pydantic error location in a JobSpec."""
+    if location[:1] == ("method",):
+        # Behind the method pydantic names its kind, which is no step of the document.
+        location = location[:1] + location[2:]
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
 
 

@@ -61,7 +61,7 @@ async def test_the_same_idempotency_key_gives_the_same_job(api: Api) -> None:
 
 async def test_a_bad_spec_is_refused_as_parse_spec_refuses_it(api: Api) -> None:
     bad = json.loads(json.dumps(SPEC))
-    bad["method"]["bits"] = 9
+    bad["method"] |= {"bits": 9, "damping": 1000}
     bad["calibration"]["dataset"] = "text.exe"
     bad["surprise"] = 1
     del bad["model"]["uri"]
@@ -71,7 +71,8 @@ async def test_a_bad_spec_is_refused_as_parse_spec_refuses_it(api: Api) -> None:
     assert body["detail"] == expected.value.message
     rebuilt = from_problem(body, 422)
     assert isinstance(rebuilt, InvalidJob) and rebuilt.details == expected.value.details
-    assert "/surprise" in {path for path, _ in rebuilt.details}
+    paths = {path for path, _ in rebuilt.details}
+    assert paths == {"/method/bits", "/method/damping", "/calibration/dataset", "/model/uri", "/surprise"}
 
 
 @pytest.mark.parametrize(
