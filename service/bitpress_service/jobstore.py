@@ -107,7 +107,7 @@ class JobStore(Protocol):
         log: str | None = None,
         status_detail: str | None = None,
     ) -> LeaseStatus:
-        """Write what is given and send its events. A new block forgets earlier failures; the same again changes nothing.
+        """Write what is given and send its events. A new block forgets earlier failures, a known one changes nothing.
 
         Raises Fenced.
         """
