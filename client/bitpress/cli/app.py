@@ -1,5 +1,6 @@
 """The Typer application that every command registers with, and the option all of them share."""
 
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -25,6 +26,22 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"bitpress {version('bitpress')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Options of `bitpress` itself."""
+
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; all else goes to stderr.")]
 JsonLines = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout; all else goes to stderr.")]

@@ -17,7 +17,9 @@ from bitpress.progress import describe
 
 @app.command(rich_help_panel=JOBS)
 def submit(
-    spec: Annotated[typer.FileText, typer.Argument(metavar="SPEC.json", help="The job spec; - reads it from stdin.")],
+    spec: Annotated[
+        typer.FileBinaryRead, typer.Argument(metavar="SPEC.json", help="The job spec; - reads it from stdin.")
+    ],
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="Change a field of the spec: --set method.bits=2"),
@@ -30,6 +32,8 @@ def submit(
     as_json: Json = False,
 ) -> None:
     """Submit a job and print its id."""
+    if timeout is not None and not wait:
+        raise typer.BadParameter("--timeout goes with --wait")
     parsed = read_spec(spec.read(), assignments or [])
     with Client() as client:
         job = client.submit(parsed, idempotency_key)
@@ -46,14 +50,14 @@ def submit(
         end_with_outcome([job])
 
 
-def read_spec(text: str, assignments: list[str]) -> JobSpec:
+def read_spec(text: str | bytes, assignments: list[str]) -> JobSpec:
     """Parse a spec and apply `PATH=VALUE` changes; VALUE is JSON where it can be, else a string.
 
     Raises InvalidJob.
     """
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidJob(f"the job spec is not JSON: {error}") from None
     for assignment in assignments:
         _assign(data, assignment)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -42,11 +43,25 @@ def test_help_names_every_exit_code() -> None:
         assert f"{code}  {meaning}" in text
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["get"], ["submit", "/nowhere.json"], ["list", "--state", "odd"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["get"],
+        ["submit", "/nowhere.json"],
+        ["submit", "-", "--timeout", "1"],
+        ["list", "--state", "odd"],
+    ],
+)
 def test_a_wrong_command_line_is_code_2_and_leaves_stdout_empty(arguments: list[str]) -> None:
     done = bitpress(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
+
+
+def test_the_version_is_the_installed_one() -> None:
+    done = bitpress("--version")
+    assert (done.returncode, done.stdout) == (0, f"bitpress {version('bitpress')}\n")
 
 
 def test_no_service_is_code_6() -> None:
@@ -65,10 +80,17 @@ def test_a_bad_spec_is_code_5_with_a_line_for_each_field() -> None:
     assert any(line.startswith("  /colour: ") for line in lines[1:])
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '"x"', ""])
-def test_a_spec_that_is_no_object_is_refused(text: str) -> None:
+@pytest.mark.parametrize("text", ["{", "[]", '"x"', "", b"\xff{}", pytest.param("[" * 100_000, id="deep")])
+def test_a_spec_that_is_no_object_is_refused(text: str | bytes) -> None:
     with pytest.raises(InvalidJob):
         read_spec(text, [])
+
+
+def test_a_file_that_is_no_text_is_an_invalid_job(tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_bytes(b"\x93\xff")
+    done = bitpress("submit", str(tmp_path / "spec.json"))
+    assert (done.returncode, done.stdout) == (5, "")
+    assert done.stderr.startswith("error [invalid-job]: ") and "Traceback" not in done.stderr
 
 
 def test_set_changes_fields_of_the_spec() -> None:
