@@ -169,6 +169,16 @@ def test_watch_several_ends_with_the_worst(client: Client, worker: PlayedWorker,
     assert bitpress("watch", cancelled.id).returncode == 8
 
 
+def test_a_job_named_twice_is_watched_once(client: Client, worker: PlayedWorker, job: Job) -> None:
+    other = client.submit(parse_spec(SPEC))
+    worker.fail(worker.claim(job), "numerical-failure", "block 3, fc1: not finite")
+    client.cancel(other.id)
+    done = bitpress("watch", job.id, job.id, other.id, "--json")
+    assert done.returncode == 1
+    assert done.stderr.count(f"{job.id}: error") == 1 and "Traceback" not in done.stderr
+    assert done.stdout.count('"state": "failed"') == 1
+
+
 def test_ctrl_c_detaches_and_the_job_goes_on(client: Client, job: Job) -> None:
     watch = start_bitpress("watch", job.id)
     assert watch.stderr is not None

@@ -18,6 +18,7 @@ def watch(
     as_json: JsonLines = False,
 ) -> None:
     """Show the progress of jobs until they have ended; Ctrl-C leaves them running."""
+    job_ids = list(dict.fromkeys(job_ids))
     with Client() as client:
         show_until_ended(client, job_ids, timeout, as_json)
         jobs = [client.get(job_id) for job_id in job_ids]
