@@ -9,6 +9,8 @@ from pathlib import Path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from bitpress.errors import Unavailable
+
 
 def _default_state_dir() -> Path:
     base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
@@ -29,6 +31,13 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(64 * 1024, ge=1024)
     presign_seconds: int = Field(900, ge=1, le=7 * 24 * 3600, description="life of a download URL")
     shutdown_seconds: int = Field(3, ge=1, description="time that open requests get when the service stops")
+
+    def make_state_dir(self) -> None:
+        """Make the state directory when there is none; nobody else may look into it. Raises Unavailable."""
+        try:
+            self.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise Unavailable(f"cannot make the state directory {self.state_dir}: {error}") from error
 
     @property
     def redis_dir(self) -> Path:

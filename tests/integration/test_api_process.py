@@ -66,7 +66,7 @@ def test_it_starts_on_nothing_and_stops_with_a_stream_open(
     assert api.wait() == -signal.SIGTERM
     assert "Traceback" not in api.communicate()[1]
     assert {path.name for path in state_dir.iterdir()} == {"api-key", "artifacts", "redis"}
-    assert (state_dir / "api-key").stat().st_mode & 0o077 == 0
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (state_dir, *state_dir.iterdir()))
 
 
 def run(**environment: str) -> subprocess.CompletedProcess[str]:

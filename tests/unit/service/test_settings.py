@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from bitpress.errors import Unavailable
 from bitpress_service.settings import Settings
 
 
@@ -32,3 +33,15 @@ def test_a_variable_sets_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("BITPRESS_PORT", "99999")
     with pytest.raises(ValidationError, match="port"):
         Settings()
+
+
+def test_a_new_state_directory_is_its_users_alone_and_an_old_one_stays_as_it_is(tmp_path: Path) -> None:
+    settings = Settings(state_dir=tmp_path / "below" / "state")
+    settings.make_state_dir()
+    assert settings.state_dir.stat().st_mode & 0o077 == 0
+    settings.state_dir.chmod(0o750)
+    settings.make_state_dir()
+    assert settings.state_dir.stat().st_mode & 0o777 == 0o750
+    (tmp_path / "file").touch()
+    with pytest.raises(Unavailable, match="file"):
+        Settings(state_dir=tmp_path / "file").make_state_dir()
