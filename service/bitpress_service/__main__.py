@@ -45,7 +45,8 @@ class _Server(uvicorn.Server):
 async def serve(settings: Settings) -> None:
     """Serve until a signal comes.
 
-    Raises Unavailable when the state directory, Redis or the artifact store is, or when others could reach an API without keys.
+    Raises Unavailable when the state directory, Redis or the artifact store is, or when others could reach an
+    API without keys.
     """
     settings.make_state_dir()
     client = connect(settings.redis_url or embedded_redis.start(settings.redis_dir))
