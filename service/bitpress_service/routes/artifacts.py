@@ -4,11 +4,10 @@ import hashlib
 import re
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Header, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException
 
 from bitpress.artifacts import MANIFEST, REPORT, ArtifactFile, Manifest
 from bitpress.errors import NotFound
@@ -27,7 +26,8 @@ router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["artifacts"])
 
 REPORT_TEXT = "report.md"
 
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+# 19 digits hold every file size; int() refuses some thousands of them.
+_RANGE = re.compile(r"bytes=([0-9]{0,19})-([0-9]{0,19})")
 
 
 class FileList(BaseModel):
