@@ -64,7 +64,7 @@ async def _bitpress_error(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, StoreError):
         error = Unavailable(error.message)
     if error.status >= 500:
-        _log.error("%s %s: %s", request.method, request.url.path, error.message)
+        _log.error("%s: %s", _named(request), error.message)
     headers = {}
     if error.status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="bitpress"'
@@ -94,12 +94,26 @@ def _detail(error: Mapping[str, Any]) -> tuple[str, str]:
 async def _http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = _HTTP_CODES.get(error.status_code, "http-error")
-    return _answer(request, error.status_code, code, str(error.detail), headers=error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers |= _allow(request)
+    return _answer(request, error.status_code, code, str(error.detail), headers=headers)
 
 
-async def _unexpected(request: Request, _: Exception) -> JSONResponse:
-    # The server logs the traceback; the caller gets the id to ask for it by.
+def _allow(request: Request) -> dict[str, str]:
+    """Every method of the path; the router names those of one route alone."""
+    route = request.scope.get("route")
+    methods = request.app.openapi()["paths"].get(route.path_format) if route else None
+    return {"Allow": ", ".join(sorted(methods)).upper()} if methods else {}
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    _log.error("%s: unexpected error", _named(request), exc_info=error)
     return _answer(request, 500, BitpressError.code, "an unexpected error; the log has it under the request id")
+
+
+def _named(request: Request) -> str:
+    return f"request {request.state.request_id}, {request.method} {request.url.path}"
 
 
 def _answer(

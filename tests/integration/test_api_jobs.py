@@ -103,7 +103,14 @@ async def test_a_body_without_announced_length_is_limited_too(api: Api) -> None:
 
 async def test_what_the_router_refuses_is_a_problem_too(api: Api) -> None:
     problem(await api.client.get("/nowhere"), 404, "not-found")
-    problem(await api.client.delete("/v1/jobs"), 405, "method-not-allowed")
+    for path, methods in (
+        ("/v1/jobs", "GET, POST"),
+        ("/v1/jobs/x/artifacts/y/z", "GET"),
+        ("/openapi.json", "GET, HEAD"),
+    ):
+        response = await api.client.delete(path)
+        problem(response, 405, "method-not-allowed")
+        assert sorted(response.headers["allow"].split(", ")) == methods.split(", ")
     body = problem(await api.client.get("/v1/jobs?limit=0&state=lost"), 422, "invalid-request")
     assert [error["pointer"] for error in body["errors"]] == ["/limit", "/state"]
     problem(await api.client.get("/v1/jobs?limit=101"), 422, "invalid-request")
@@ -112,13 +119,17 @@ async def test_what_the_router_refuses_is_a_problem_too(api: Api) -> None:
     problem(await api.client.get("/v1/methods/magic"), 404, "not-found")
 
 
-async def test_an_unexpected_error_is_a_problem_without_its_secrets(api: Api) -> None:
+async def test_an_unexpected_error_is_a_problem_whose_secrets_are_in_the_log(
+    api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
     @api.app.get("/broken")
     async def broken() -> None:
         raise RuntimeError("secret")
 
     body = problem(await api.client.get("/broken"), 500, "internal")
     assert "secret" not in json.dumps(body)
+    (logged,) = [record for record in caplog.records if body["request_id"] in record.getMessage()]
+    assert logged.exc_info is not None and str(logged.exc_info[1]) == "secret"
 
 
 async def test_a_request_keeps_the_id_its_caller_gave_it(api: Api) -> None:
