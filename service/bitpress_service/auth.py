@@ -8,12 +8,13 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Response
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
@@ -102,18 +103,41 @@ def _add(transaction: Pipeline, digest: str, tenant: str, scopes: Collection[str
     transaction.sadd(f"{PREFIX}keys", digest)
 
 
-async def authenticate(
-    request: Request,
-    required: SecurityScopes,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
-) -> Key:
-    """The caller, for `Security(authenticate, scopes=[...])`. Raises Unauthorized, or Forbidden for a missing scope."""
+_bearer = HTTPBearer(auto_error=False)
+
+
+class KeyedRoute(APIRoute):
+    """A route that looks up the caller's key before anything else of the request is read.
+
+    The web framework reads a body before it asks `authenticate`, and would tell a stranger what is wrong with it.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_caller(request: Request) -> Response:
+            request.state.key = await _identify(request)
+            return await handle(request)
+
+        return handle_caller
+
+
+async def _identify(request: Request) -> Key:
+    credentials = await _bearer(request)
     if credentials is None:
         raise Unauthorized("expected the header 'Authorization: Bearer <API key>'")
     keys: Keys = request.app.state.keys
     key = await keys.lookup(credentials.credentials)
     if key is None:
         raise Unauthorized("this API key is not known")
+    return key
+
+
+async def authenticate(
+    request: Request, required: SecurityScopes, _: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> Key:
+    """The caller of a KeyedRoute, for `Security(authenticate, scopes=[...])`. Raises Forbidden for a missing scope."""
+    key: Key = request.state.key
     if missing := [scope for scope in required.scopes if scope not in key.scopes]:
         raise Forbidden(f"API key {key.id} lacks the scope {missing[0]}")
     return key

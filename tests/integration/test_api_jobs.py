@@ -146,7 +146,15 @@ async def test_only_a_key_with_the_scope_comes_in(api: Api) -> None:
     assert (await api.client.get("/v1/jobs", headers=reader)).status_code == 200
     problem(await api.client.post("/v1/jobs", json=SPEC, headers=reader), 403, "forbidden")
     problem(await api.client.get("/v1/jobs/job_x/artifacts", headers=reader), 403, "forbidden")
-    problem(await api.client.post("/v1/jobs", json={}, headers={"Authorization": ""}), 401, "unauthorized")
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"model": ', b"\xff{}", b" " * 70_000])
+async def test_a_stranger_is_told_nothing_about_a_body(api: Api, body: bytes) -> None:
+    headers = {"Content-Type": "application/json", "Authorization": "Bearer bp_wrong"}
+    problem(await api.client.post("/v1/jobs", content=body, headers=headers), 401, "unauthorized")
+    problem(
+        await api.client.post("/v1/jobs", content=body, headers=headers | {"Authorization": ""}), 401, "unauthorized"
+    )
 
 
 async def test_another_tenants_job_does_not_exist(api: Api) -> None:

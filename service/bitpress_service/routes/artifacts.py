@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from bitpress.artifacts import MANIFEST, REPORT, ArtifactFile, Manifest
 from bitpress.errors import NotFound
 from bitpress_service.artifactstore import ArtifactStore
+from bitpress_service.auth import KeyedRoute
 from bitpress_service.jobstore import JobStore
 from bitpress_service.routes.dependencies import (
     ArtifactReader,
@@ -22,7 +23,7 @@ from bitpress_service.routes.dependencies import (
     accepts,
 )
 
-router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["artifacts"])
+router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["artifacts"], route_class=KeyedRoute)
 
 REPORT_TEXT = "report.md"
 

@@ -8,10 +8,11 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from bitpress.jobs import Event
+from bitpress_service.auth import KeyedRoute
 from bitpress_service.jobstore import JobStore
 from bitpress_service.routes.dependencies import JobReader, Jobs, accepts
 
-router = APIRouter(prefix="/v1/jobs/{job_id}/events", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs/{job_id}/events", tags=["jobs"], route_class=KeyedRoute)
 
 KEEPALIVE_SECONDS = 15
 # A waiting stream looks up this often to see whether the service is about to stop.

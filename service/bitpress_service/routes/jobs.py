@@ -6,9 +6,10 @@ from fastapi import APIRouter, Header, Query, Response
 from pydantic import BaseModel
 
 from bitpress.jobs import Job, JobSpec, JobState
+from bitpress_service.auth import KeyedRoute
 from bitpress_service.routes.dependencies import JobReader, Jobs, JobWriter
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=KeyedRoute)
 
 
 class JobResource(Job):
