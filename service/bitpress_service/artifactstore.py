@@ -20,8 +20,6 @@ from obstore.store import from_url as store_from_url
 
 from bitpress.errors import StoreError
 
-# S3 takes 10,000 parts of an upload: 64 MiB each allow objects of 625 GiB.
-PART_BYTES = 64 * 1024 * 1024
 STREAM_BYTES = 1024 * 1024
 
 # An upload older than this has no writer any more.
@@ -65,40 +63,9 @@ class ArtifactStore:
         with _reporting("cannot write", key):
             obstore.put(self._store, key, data, mode="create")
 
-    def put_file(self, key: str, path: Path) -> None:
-        """Upload a file of any size in parts. Raises StoreError also when the key is taken."""
-        with _reporting("cannot write", key):
-            if path.stat().st_size <= PART_BYTES:
-                obstore.put(self._store, key, path, mode="create")
-                return
-            if self._exists(key):
-                raise FileExistsError(f"{key} already exists")
-            # No store creates in parts and only if absent; two writers of one key are kept apart by the fence in it.
-            obstore.put(self._store, key, path, chunk_size=PART_BYTES, max_concurrency=4)
-
     def get_bytes(self, key: str) -> bytes:
         with _reporting("cannot read", key):
             return bytes(obstore.get(self._store, key).bytes())
-
-    def get_file(self, key: str, path: Path) -> None:
-        """Download to `path`, which appears only when it is whole."""
-        part = path.with_name(path.name + ".part")
-        with _reporting("cannot read", key):
-            with part.open("wb") as file:
-                for chunk in obstore.get(self._store, key).stream(min_chunk_size=STREAM_BYTES):
-                    file.write(chunk)
-            part.replace(path)
-
-    def head(self, key: str) -> int:
-        """Size in bytes."""
-        with _reporting("cannot read", key):
-            return int(obstore.head(self._store, key)["size"])
-
-    def list(self, prefix: str) -> Iterator[str]:
-        """Keys below `prefix`, which ends at a slash of the key."""
-        with _reporting("cannot list", prefix):
-            for chunk in obstore.list(self._store, prefix):
-                yield from (item["path"] for item in chunk)
 
     async def stream(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:
         """Bytes `start` to `end`, the latter excluded, in chunks of about 1 MiB."""
