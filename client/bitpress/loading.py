@@ -56,7 +56,7 @@ def load(
     path = Path(path)
     if not (path / "config.json").is_file():
         raise ArtifactError(f"{path}: no artifact here, config.json is missing")
-    if verify and (path / MANIFEST).is_file():
+    if verify:
         check_files(path)
     if dtype is None and torch.device(device).type == "cpu":
         dtype = torch.float32
@@ -85,6 +85,8 @@ def check_files(path: Path) -> None:
     """Compare the files of an artifact with its manifest. Raises ArtifactError."""
     try:
         manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: no {MANIFEST}, which is written last: the artifact is not complete") from None
     except ValidationError as error:
         raise ArtifactError(f"{path / MANIFEST}: not a manifest: {error}") from error
     for file in manifest.files:

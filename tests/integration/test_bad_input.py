@@ -12,12 +12,26 @@ import safetensors.torch
 import torch
 from pipeline_helpers import block_hashes, make_spec, run
 
-from bitpress.errors import CalibrationError, CheckpointError, Conflict, OutOfMemory, StoreError, UnsupportedModel
+from bitpress.errors import (
+    ArtifactError,
+    CalibrationError,
+    CheckpointError,
+    Conflict,
+    NumericalError,
+    OutOfMemory,
+    StoreError,
+    UnsupportedModel,
+)
 from bitpress.jobs import Progress
 from bitpress_workers.local_run import run_local
 from bitpress_workers.pipeline.plan import Devices
 
 SPQR: dict[str, Any] = {"kind": "spqr", "bits": 3}
+
+
+def stop_after_two_blocks(progress: Progress) -> None:
+    if progress.blocks_done == 2:
+        raise KeyboardInterrupt
 
 
 def bitpress_run(spec: dict[str, Any], out: Path) -> subprocess.CompletedProcess[str]:
@@ -91,13 +105,8 @@ def test_a_checkpoint_that_changed_under_an_interrupted_run_is_noticed(
     model = tmp_path / "model"
     shutil.copytree(opt_mini, model)
     spec = make_spec(model, texts, {"kind": "rtn", "bits": 4}, evaluation={"datasets": []})
-
-    def interrupt(progress: Progress) -> None:
-        if progress.blocks_done == 2:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        run_local(spec, tmp_path / "out", interrupt)
+        run_local(spec, tmp_path / "out", stop_after_two_blocks)
     shutil.rmtree(model)
     broken_copy(opt_mini, model, "model.decoder.layers.1.fc1.weight", 0.5)
     with pytest.raises(Conflict, match="block 1 was published from another model"):
@@ -152,3 +161,80 @@ def test_zero_activations_and_constant_rows_are_in_the_ledger(opt_mini: Path, te
     assert int(entries["dead-columns", "block 0, tap mlp_output"].split()[0]) >= 16
     assert int(entries["constant-groups", "block 0, fc1"].split()[0]) == 16 * 256 // 16
     assert all(torch.isfinite(torch.tensor(p.compressed)) for p in report.perplexity.values())
+
+
+def test_a_published_block_that_changed_is_not_built_upon(opt_mini: Path, texts: Path, tmp_path: Path) -> None:
+    spec = make_spec(opt_mini, texts, {"kind": "rtn", "bits": 4}, evaluation={"datasets": []})
+    with pytest.raises(KeyboardInterrupt):
+        run_local(spec, tmp_path / "out", stop_after_two_blocks)
+    block = tmp_path / "out" / "blocks" / "00000.safetensors"
+    data = bytearray(block.read_bytes())
+    data[-1] ^= 1
+    block.write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"00000.safetensors: its content has changed"):
+        run(spec, tmp_path / "out")
+
+
+def test_embeddings_that_changed_under_an_interrupted_run_are_noticed(
+    opt_mini: Path, texts: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(opt_mini, model)
+    spec = make_spec(model, texts, {"kind": "rtn", "bits": 4}, evaluation={"datasets": []})
+    with pytest.raises(KeyboardInterrupt):
+        run_local(spec, tmp_path / "out", stop_after_two_blocks)
+    shutil.rmtree(model)
+    broken_copy(opt_mini, model, "model.decoder.embed_tokens.weight", 0.5)
+    with pytest.raises(Conflict, match="block 0 was published from another model"):
+        run(spec, tmp_path / "out")
+
+
+def test_windows_longer_than_the_model_are_refused_at_once(opt_mini: Path, texts: Path, tmp_path: Path) -> None:
+    evaluation = {"datasets": [str(texts / "evaluation.txt")], "sequence_length": 1024}
+    spec = make_spec(opt_mini, texts, SPQR, evaluation=evaluation)
+    with pytest.raises(CalibrationError, match=r"evaluation.sequence_length: expected at most 512"):
+        run(spec, tmp_path / "out")
+    assert block_hashes(tmp_path / "out") == {}
+    # The same directory serves the corrected spec.
+    run(make_spec(opt_mini, texts, SPQR), tmp_path / "out")
+
+
+def test_activations_that_overflow_are_named(opt_mini: Path, texts: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(opt_mini, model)
+    tensors = safetensors.torch.load_file(model / "model.safetensors")
+    name = "model.decoder.layers.1.fc1.bias"
+    tensors[name] = torch.full_like(tensors[name], 1e25, dtype=torch.float32)
+    safetensors.torch.save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(NumericalError, match=r"model\.decoder\.layers\.1, tap mlp_output"):
+        run(make_spec(model, texts, {"kind": "rtn", "bits": 4}), tmp_path / "out")
+
+
+def test_a_loss_that_is_no_perplexity_is_named(opt_mini: Path, texts: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(opt_mini, model)
+    tensors = safetensors.torch.load_file(model / "model.safetensors")
+    tensors["model.decoder.final_layer_norm.weight"] *= 1e4
+    safetensors.torch.save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(NumericalError, match=r"evaluation.txt, dense model: the mean loss is \d+"):
+        run(make_spec(model, texts, {"kind": "rtn", "bits": 4}), tmp_path / "out")
+
+
+def test_two_runs_do_not_share_a_directory(opt_mini: Path, texts: Path, tmp_path: Path) -> None:
+    spec = make_spec(opt_mini, texts, {"kind": "rtn", "bits": 4}, evaluation={"datasets": []})
+    refused = []
+
+    def start_another(progress: Progress) -> None:
+        if progress.blocks_done == 1 and not refused:
+            with pytest.raises(Conflict, match="another run is under way") as caught:
+                run(spec, tmp_path / "out")
+            refused.append(caught.value)
+
+    run_local(spec, tmp_path / "out", start_another)
+    assert refused
+
+
+def test_a_mark_that_is_broken_is_a_conflict(opt_mini: Path, texts: Path, tmp_path: Path) -> None:
+    (tmp_path / "bitpress-run.json").write_text("")
+    with pytest.raises(Conflict, match="not the mark of an interrupted run"):
+        run(make_spec(opt_mini, texts, SPQR), tmp_path)

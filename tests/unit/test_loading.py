@@ -74,6 +74,7 @@ def write_artifact(model: PreTrainedModel, family: str, method: MethodConfig, pa
     config = model.config.to_dict() | {"architectures": [type(model).__name__], "dtype": "float16"}
     config["quantization_config"] = {"quant_method": "bitpress", "version": 1, "modules": headers}
     write_json(path / "config.json", config)
+    write_manifest(path)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -81,7 +82,7 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def write_manifest(path: Path) -> None:
-    files = [file for file in path.rglob("*") if file.is_file()]
+    files = [file for file in path.rglob("*") if file.is_file() and file.name != "manifest.json"]
     spec = {
         "model": {"uri": "m"},
         "method": {"kind": "rtn", "bits": 4},
@@ -165,20 +166,20 @@ def drop_tensor(path: Path, name: str) -> None:
 def test_a_missing_tensor_is_an_error(artifact: Path) -> None:
     drop_tensor(artifact, "model.layers.1.mlp.up_proj.codes")
     with pytest.raises(ArtifactError, match=r"missing keys: model.layers.1.mlp.up_proj.codes"):
-        load(artifact)
+        load(artifact, verify=False)
 
 
 def test_a_missing_norm_is_an_error(artifact: Path) -> None:
     drop_tensor(artifact, "model.layers.1.input_layernorm.weight")
     with pytest.raises(ArtifactError, match=r"missing keys: model.layers.1.input_layernorm.weight"):
-        load(artifact)
+        load(artifact, verify=False)
 
 
 def test_a_left_over_tensor_is_an_error(artifact: Path) -> None:
     file = artifact / "blocks/00001.safetensors"
     save_file(load_file(file) | {"model.layers.1.mlp.up_proj.weight": torch.zeros(100, 48)}, file)
     with pytest.raises(ArtifactError, match=r"unexpected keys: model.layers.1.mlp.up_proj.weight"):
-        load(artifact)
+        load(artifact, verify=False)
 
 
 def test_a_tensor_of_another_shape_is_an_error(artifact: Path) -> None:
@@ -186,7 +187,7 @@ def test_a_tensor_of_another_shape_is_an_error(artifact: Path) -> None:
     name = "model.layers.1.mlp.up_proj.codes"
     save_file(load_file(file) | {name: torch.zeros(100, 3, dtype=torch.uint8)}, file)
     with pytest.raises(ArtifactError, match="mismatch"):
-        load(artifact)
+        load(artifact, verify=False)
 
 
 def test_a_missing_file_is_an_error(artifact: Path) -> None:
@@ -213,7 +214,7 @@ def test_a_config_that_does_not_fit_is_an_error(artifact: Path, change: dict[str
     config["quantization_config"] |= change
     write_json(artifact / "config.json", config)
     with pytest.raises(ArtifactError, match=message):
-        load(artifact)
+        load(artifact, verify=False)
 
 
 def test_an_unknown_format_is_an_error(artifact: Path) -> None:
@@ -221,11 +222,16 @@ def test_an_unknown_format_is_an_error(artifact: Path) -> None:
     config["quantization_config"]["modules"]["model.layers.0.mlp.up_proj"]["format"] = "folded"
     write_json(artifact / "config.json", config)
     with pytest.raises(ArtifactError, match="'folded'"):
+        load(artifact, verify=False)
+
+
+def test_without_a_manifest_there_is_no_artifact(artifact: Path) -> None:
+    (artifact / "manifest.json").unlink()
+    with pytest.raises(ArtifactError, match=r"no manifest.json"):
         load(artifact)
 
 
 def test_a_changed_byte_is_an_error(artifact: Path) -> None:
-    write_manifest(artifact)
     load(artifact)
     file = artifact / "blocks/00000.safetensors"
     data = bytearray(file.read_bytes())

@@ -13,12 +13,14 @@ from typing import Annotated
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 
 from bitpress.cli.exits import exit_code
 from bitpress.cli.output import print_error
 from bitpress.errors import BitpressError, InvalidJob
 from bitpress.jobs import JobSpec, JobState, parse_spec
+from bitpress_service.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console(stderr=True)
@@ -33,33 +35,33 @@ def run(
     """Run one job in this process, without servers."""
     from bitpress.progress import ProgressBars
     from bitpress_workers.local_run import run_local
-    from bitpress_workers.pipeline.report import to_markdown
+    from bitpress_workers.pipeline.report import summary
 
     text = sys.stdin.read() if str(spec) == "-" else _read(spec)
     with ProgressBars(console) as bars:
         report = run_local(_parse(text), out, lambda progress: bars.update(out.name, progress, JobState.RUNNING))
-    print(report.model_dump_json(indent=1) if as_json else to_markdown(report).split("## Linears")[0])
+    print(report.model_dump_json(indent=1) if as_json else summary(report))
     console.print(f"The artifact is in {out}.")
 
 
 @app.command()
-def up() -> None:
+def up(
+    as_json: Annotated[bool, typer.Option("--json", help="print address and key file as one JSON document")] = False,
+) -> None:
     """Serve the API with an embedded Redis, a dispatcher and Ray on this machine."""
-    from bitpress_service.settings import Settings
     from bitpress_workers.up import up as serve
 
-    raise typer.Exit(serve(Settings()))
+    raise typer.Exit(serve(_settings(), as_json))
 
 
 @app.command()
 def dispatch() -> None:
     """Claim jobs and run them."""
     from bitpress_service.redis_jobstore import RedisJobStore
-    from bitpress_service.settings import Settings
     from bitpress_workers.dispatcher import Dispatcher
 
     logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    settings = Settings()
+    settings = _settings()
     redis_url, storage_url = settings.redis_url, settings.artifacts_url
     if redis_url is None:
         raise InvalidJob("BITPRESS_REDIS_URL is not set; `bitpress up` starts a Redis of its own")
@@ -94,20 +96,36 @@ def drive() -> None:
 
 
 @app.command("demo-model")
-def demo_model(directory: Path) -> None:
+def demo_model(
+    directory: Path,
+    as_json: Annotated[bool, typer.Option("--json", help="print the paths as one JSON document")] = False,
+) -> None:
     """Write a real pretrained model (SmolLM2-135M) as a Hugging Face checkpoint, and two texts."""
     from bitpress_workers.demo_model import write_demo_model, write_demo_texts
 
     write_demo_model(directory)
-    write_demo_texts(directory)
-    console.print(f"{directory} holds the model, calibration.txt and evaluation.txt.")
+    calibration, evaluation = write_demo_texts(directory)
+    if as_json:
+        print(json.dumps({"model": str(directory), "calibration": str(calibration), "evaluation": str(evaluation)}))
+    console.print(f"{directory} holds the model, {calibration.name} and {evaluation.name}.")
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise InvalidJob(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidJob(f"{path}: the job spec is not UTF-8") from error
+
+
+def _settings() -> Settings:
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = f"BITPRESS_{'_'.join(map(str, first['loc']))}".upper()
+        raise typer.BadParameter(f"{name}: {first['msg']}") from None
 
 
 def _parse(text: str) -> JobSpec:
@@ -121,7 +139,7 @@ def _parse(text: str) -> JobSpec:
 def main() -> int:
     try:
         app(prog_name="bitpress")
-    except BitpressError as error:
+    except (BitpressError, OSError) as error:
         print_error(error)
         return exit_code(error)
     return 0

@@ -16,7 +16,7 @@ from asyncio.subprocess import PIPE, Process
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bitpress.errors import BitpressError, Cancelled, Unavailable
+from bitpress.errors import Cancelled, StoreError, Unavailable
 from bitpress_service.jobstore import Claim, Fenced, JobStore, LeaseStatus
 from bitpress_workers.driver import RESULT, Order, Result
 from bitpress_workers.failure import crash, judge
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 CANCEL_GRACE_SECONDS = 60.0  # a driver notices a cancel before its next linear; past this it is killed
 LAST_WORDS = 2000
+LONGEST_BASE = 12
 
 
 @dataclass
@@ -59,7 +60,11 @@ class Dispatcher:
     async def _attempt(self, claim: Claim, stop: asyncio.Event) -> None:
         job = claim.job
         log.info("job %s: attempt %d starts", job.id, job.attempt)
-        scratch = Path(tempfile.mkdtemp(prefix="bitpress-"))
+        try:
+            scratch = _make_scratch()
+        except OSError as error:
+            await self._conclude(claim, Result(code=StoreError.code, message=f"no scratch directory: {error}"), stop)
+            return
         try:
             driver = await self._start(claim, scratch)
             try:
@@ -69,7 +74,7 @@ class Dispatcher:
             if stopped:
                 await self.store.release(job.id, claim.fence, delay_seconds=0.0)
             else:
-                await self._conclude(claim, self._outcome(claim, driver, scratch))
+                await self._conclude(claim, self._outcome(claim, driver, scratch), stop)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -81,11 +86,13 @@ class Dispatcher:
             storage_url=self.storage_url,
             ray_address=self.ray_address,
             scratch=str(scratch),
+            dispatcher_pid=os.getpid(),
         )
-        self.logs.mkdir(parents=True, exist_ok=True)
+        self.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._log_path(claim).open("ab") as output:
+            os.fchmod(output.fileno(), 0o600)
             driver = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "bitpress_workers", "drive",
+                sys.executable, "-P", "-m", "bitpress_workers", "drive",
                 stdin=PIPE, stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
         assert driver.stdin is not None
@@ -133,27 +140,46 @@ class Dispatcher:
         error = crash(driver.returncode or 0, words)
         return Result(code=error.code, message=error.message)
 
-    async def _conclude(self, claim: Claim, result: Result) -> None:
-        job, fence = claim.job, claim.fence
-        error = result.error()
-        if error is None:
-            await self.store.finish(job.id, fence, state="succeeded", files=result.files)
-        elif isinstance(error, Cancelled):
-            await self.store.finish(job.id, fence, state="cancelled")
-        else:
-            await self._fail(claim, error)
-        log.info("job %s: attempt %d ended: %s", job.id, job.attempt, result.code or "succeeded")
+    async def _conclude(self, claim: Claim, result: Result, stop: asyncio.Event) -> None:
+        """Write down how the attempt ended; hours of work must not be lost to a store that is away for a while."""
+        while True:
+            try:
+                await self._write(claim, result)
+            except Unavailable as error:
+                if stop.is_set():
+                    raise
+                log.warning("job %s: its end is not recorded yet: %s", claim.job.id, error)
+                await _sleep(self.poll_seconds * 4, stop)
+            else:
+                log.info("job %s: attempt %d: %s", claim.job.id, claim.job.attempt, result.code or "succeeded")
+                return
 
-    async def _fail(self, claim: Claim, error: BitpressError) -> None:
-        verdict = judge(claim.job, error)
-        if verdict.retry_after_seconds is None:
-            await self.store.finish(claim.job.id, claim.fence, state="failed", error=verdict.failure)
+    async def _write(self, claim: Claim, result: Result) -> None:
+        job_id, fence, error = claim.job.id, claim.fence, result.error()
+        if error is None:
+            await self.store.finish(job_id, fence, state="succeeded", files=result.files)
+        elif isinstance(error, Cancelled):
+            await self.store.finish(job_id, fence, state="cancelled")
         else:
-            delay = verdict.retry_after_seconds
-            await self.store.release(claim.job.id, claim.fence, delay_seconds=delay, error=verdict.failure)
+            # The job as it is now: blocks published by this attempt have cleared the failures before it.
+            verdict = judge(await self.store.get(job_id), error)
+            if verdict.retry_after_seconds is None:
+                await self.store.finish(job_id, fence, state="failed", error=verdict.failure)
+            else:
+                delay = verdict.retry_after_seconds
+                await self.store.release(job_id, fence, delay_seconds=delay, error=verdict.failure)
 
     def _log_path(self, claim: Claim) -> Path:
         return self.logs / f"{claim.job.id}-{claim.job.attempt}.log"
+
+
+def _make_scratch() -> Path:
+    """A directory for one attempt that only this user may enter.
+
+    Ray puts sockets some 70 characters below it, and a socket's path has 107 at most.
+    """
+    base = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix="bitpress-", dir=base if len(base) <= LONGEST_BASE else "/tmp"))  # noqa: S108
 
 
 async def _kill(driver: Process) -> None:

@@ -5,10 +5,10 @@ leaves a Result in its scratch directory. It records blocks and progress itself,
 what becomes of the job is the dispatcher's decision.
 """
 
-import ctypes
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,16 +19,17 @@ from typing import Any
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from pydantic import BaseModel, ConfigDict
 
-from bitpress.errors import ERRORS, BitpressError, Cancelled
+from bitpress.errors import ERRORS, BitpressError, Cancelled, Unavailable
 from bitpress.jobs import Job, Progress
 from bitpress_service.artifactstore import job_key
 from bitpress_service.jobstore import BlockRecord, JobStore, LeaseStatus
 from bitpress_service.redis_jobstore import RedisJobStore
+from bitpress_workers.parent import end_with_parent
 from bitpress_workers.pipeline.run import Pipeline, Site
 from bitpress_workers.ray_fleet import RaySession
 
 RESULT = "result.json"
-PR_SET_PDEATHSIG = 1
+OUTAGE_SECONDS = 60.0
 
 
 class Order(BaseModel):
@@ -42,6 +43,7 @@ class Order(BaseModel):
     storage_url: str
     ray_address: str
     scratch: str
+    dispatcher_pid: int
 
 
 class Result(BaseModel):
@@ -83,9 +85,19 @@ class JobRecorder:
         self.files = dict(files)
 
     def _record(self, **what: Any) -> None:
-        status = self.portal.call(partial(self.store.record, self.job.id, self.fence, **what))
-        if status is LeaseStatus.CANCEL:
+        if self._write(what) is LeaseStatus.CANCEL:
             raise Cancelled("the job was cancelled")
+
+    def _write(self, what: dict[str, Any]) -> LeaseStatus:
+        """Sit out a restart of the store: a block's work is worth more than a minute."""
+        deadline = time.monotonic() + OUTAGE_SECONDS
+        while True:
+            try:
+                return self.portal.call(partial(self.store.record, self.job.id, self.fence, **what))
+            except Unavailable:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(1.0)
 
 
 def drive(order: Order) -> Result:
@@ -106,7 +118,8 @@ def drive(order: Order) -> Result:
 def _run(order: Order, recorder: JobRecorder) -> None:
     job = order.job
     recorder.log(f"attempt {job.attempt}: starting Ray ({order.ray_address})")
-    with RaySession(order.ray_address, job.spec.devices, order.scratch) as session:
+    ray_dir = Path(order.scratch) / "r"  # Ray opens its directory to everybody; the one above stays shut
+    with RaySession(order.ray_address, job.spec.devices, str(ray_dir)) as session:
         site = Site(
             devices=session.devices(),
             make_fleet=session.make_fleet,
@@ -123,8 +136,10 @@ async def _connect(url: str) -> RedisJobStore:
 
 def main() -> int:
     """Entry point of `python -m bitpress_workers drive`."""
-    _die_with_parent()
     order = Order.model_validate_json(sys.stdin.read())
+    end_with_parent(signal.SIGKILL)
+    if os.getppid() != order.dispatcher_pid:
+        return 1  # nobody renews the lease any more
     try:
         result = drive(order)
     except Exception as error:
@@ -135,13 +150,3 @@ def main() -> int:
     path.with_suffix(".part").write_text(result.model_dump_json())
     path.with_suffix(".part").rename(path)
     return 0 if result.code is None else 1
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel to kill this process when its dispatcher dies, however it dies (Linux only)."""
-    if sys.platform != "linux":
-        return
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)  # it died before the kernel was told

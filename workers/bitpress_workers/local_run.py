@@ -1,12 +1,15 @@
 """`bitpress run SPEC.json --out DIR`: one job in this process, no servers; a directory is the whole state."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from bitpress.artifacts import Report
 from bitpress.errors import Conflict
-from bitpress.jobs import JobSpec, Progress
+from bitpress.jobs import Evaluation, JobSpec, Progress
 from bitpress_service.jobstore import BlockRecord
 from bitpress_workers.pipeline.fleet import LocalFleet, local_devices
 from bitpress_workers.pipeline.publish import record_of
@@ -47,6 +50,26 @@ def run_local(spec: JobSpec, directory: Path, show: Callable[[Progress], None]) 
 
     Raises Conflict when the directory holds a finished artifact or anything that is not of this job.
     """
+    directory.mkdir(parents=True, exist_ok=True)
+    with _alone(directory):
+        return _run_in(directory, spec, show)
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold the directory for this process; the system lets go of it however the process ends."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(f"{directory}: another run is under way there") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def _run_in(directory: Path, spec: JobSpec, show: Callable[[Progress], None]) -> Report:
     _open(directory, spec)
     site = Site(
         devices=local_devices(),
@@ -62,20 +85,27 @@ def run_local(spec: JobSpec, directory: Path, show: Callable[[Progress], None]) 
 
 def _open(directory: Path, spec: JobSpec) -> None:
     """Mark the directory as this job's while it runs; remove what an interrupted run wrote but did not record."""
-    directory.mkdir(parents=True, exist_ok=True)
-    marker = directory / MARKER
+    marker, part = directory / MARKER, directory / f"{MARKER}.part"
     if marker.exists():
-        if _what(JobSpec.model_validate_json(marker.read_text())) != _what(spec):
-            raise Conflict(f"{directory} holds an interrupted job with another spec; choose another directory")
-    elif any(directory.iterdir()):
+        _check_same_job(marker, spec)
+    elif any(path != part for path in directory.iterdir()):
         raise Conflict(f"{directory} is not empty; choose another directory")
+    else:
+        # Whole or not at all: without its marker an interrupted run could not go on.
+        part.write_text(spec.model_dump_json())
+        part.replace(marker)
     for path in directory.rglob("*"):
         recorded = path.parent.name == "blocks" and path.with_suffix(".json").exists()
-        if path.is_file() and not recorded:
+        if path.is_file() and path != marker and not recorded:
             path.unlink()  # an object is written once, so a leftover must not stand in its way
-    marker.write_text(spec.model_dump_json())
 
 
-def _what(spec: JobSpec) -> JobSpec:
-    """The spec without what may differ when a run goes on."""
-    return spec.model_copy(update={"devices": None, "labels": {}})
+def _check_same_job(marker: Path, spec: JobSpec) -> None:
+    try:
+        found = JobSpec.model_validate_json(marker.read_text())
+    except ValueError as error:
+        raise Conflict(f"{marker} is not the mark of an interrupted run: {error}") from error
+    # What does not touch the blocks may differ when a run goes on.
+    free: dict[str, object] = {"devices": None, "labels": {}, "evaluation": Evaluation()}
+    if found.model_copy(update=free) != spec.model_copy(update=free):
+        raise Conflict(f"{marker.parent} holds an interrupted job with another spec; choose another directory")

@@ -6,17 +6,21 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 # Read by Ray when it is imported. Its own default depends on what ran before it in the same home
-# directory, so the mode is set everywhere; a Ray of our own gets a token that nobody else knows.
+# directory, so the mode is set everywhere.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
-if not {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS"} & os.environ.keys():
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+if "RAY_ADDRESS" not in os.environ:
+    # A Ray of our own: a token that nobody else knows, and loopback only, which is what Ray does where
+    # it knows no clusters of several hosts.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
+import torch
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from bitpress.errors import BitpressError, OutOfMemory, WorkerLost
+from bitpress.errors import BitpressError, InvalidJob, OutOfMemory, WorkerLost
 from bitpress_workers.pipeline.fleet import Ref, local_devices
 from bitpress_workers.pipeline.plan import Devices
 from bitpress_workers.pipeline.shard import Shard, ShardConfig
@@ -50,7 +54,10 @@ class RaySession:
             }
         else:
             own = {}
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
+        except Exception as error:  # many kinds: sockets, timeouts, authentication
+            raise WorkerLost(f"Ray ({address}) cannot be reached: {error}") from error
 
     def __enter__(self) -> Self:
         return self
@@ -100,6 +107,8 @@ class RayFleet:
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, BitpressError):
                 raise error.cause from None
+            if isinstance(error.cause, torch.OutOfMemoryError):
+                raise OutOfMemory(f"a device ran out of memory: {error.cause}") from error
             raise
         return values
 
@@ -121,6 +130,12 @@ class _Actor:
 
 def _place(size: int, resources: dict[str, int]) -> PlacementGroup:
     bundle = {"CPU": resources["num_cpus"]} | ({"GPU": 1} if resources["num_gpus"] else {})
+    there = ray.cluster_resources()
+    if any(there.get(kind, 0) < number * size for kind, number in bundle.items()):
+        raise InvalidJob(
+            f"{size} shards need {bundle} each; the whole cluster has {there.get('CPU', 0):g} CPUs "
+            f"and {there.get('GPU', 0):g} GPUs"
+        )
     group = placement_group([dict(bundle) for _ in range(size)], strategy="PACK")
     if not group.wait(PLACEMENT_SECONDS):
         remove_placement_group(group)

@@ -5,55 +5,91 @@ and a dispatcher. Ends all of them when it is told to end, or when one of them e
 """
 
 import contextlib
+import fcntl
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from urllib.error import URLError
-from urllib.request import urlopen
 
-from bitpress.errors import Unavailable
+import httpx2
+
+from bitpress.errors import Conflict, Unavailable
 from bitpress_service import embedded_redis
 from bitpress_service.settings import Settings
+from bitpress_workers.parent import end_with_parent
 
 STOP_SECONDS = 20.0
 START_SECONDS = 60.0
 
 
-def up(settings: Settings) -> int:
-    """Serve until SIGINT or SIGTERM. Returns 0, or 1 when a process ended by itself."""
+def up(settings: Settings, as_json: bool = False) -> int:
+    """Serve until SIGINT or SIGTERM. Returns 0, or 1 when a process ended by itself.
+
+    Raises Conflict when another one serves from this state directory or on this port.
+    """
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    redis_url = embedded_redis.start(settings.redis_dir)
-    environment = os.environ | {"BITPRESS_REDIS_URL": redis_url, "BITPRESS_STATE_DIR": str(settings.state_dir)}
-    try:
+    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    url_file = settings.state_dir / "url"
+    with _alone(settings), _redis(settings) as redis_url:
+        environment = os.environ | {"BITPRESS_REDIS_URL": redis_url, "BITPRESS_STATE_DIR": str(settings.state_dir)}
         with (
             _child("bitpress_service", environment) as api,
             _child("bitpress_workers", environment, "dispatch") as dispatcher,
         ):
             url = f"http://{settings.host}:{settings.port}"
             _wait_ready(f"{url}/readyz", api, stop)
-            (settings.state_dir / "url").write_text(url)
-            print(f"Bitpress is up at {url}; its key is in {settings.key_file}. Ctrl-C stops it.", flush=True)
-            while not stop.wait(0.5):
-                for name, child in (("API", api), ("dispatcher", dispatcher)):
-                    if child.poll() is not None:
-                        print(f"the {name} ended with exit code {child.returncode}", file=sys.stderr)
-                        return 1
+            url_file.write_text(url)
+            try:
+                _announce(url, settings, as_json)
+                return _watch({"API": api, "dispatcher": dispatcher}, stop)
+            finally:
+                url_file.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _alone(settings: Settings) -> Iterator[None]:
+    """Hold the state directory for this process; the system lets go of it however the process ends."""
+    with (settings.state_dir / "up.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(f"another `bitpress up` serves from {settings.state_dir}") from None
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((settings.host, settings.port))
+            except OSError as error:
+                where = f"{settings.host}:{settings.port}"
+                raise Conflict(f"{where}: {error.strerror}; BITPRESS_PORT chooses another port") from error
+        yield
+
+
+@contextlib.contextmanager
+def _redis(settings: Settings) -> Iterator[str]:
+    """The Redis that was configured, else one of our own, which is stopped in the end."""
+    if settings.redis_url is not None:
+        yield settings.redis_url
+        return
+    try:
+        yield embedded_redis.start(settings.redis_dir)
     finally:
-        (settings.state_dir / "url").unlink(missing_ok=True)
         embedded_redis.stop(settings.redis_dir)
-    return 0
 
 
 @contextlib.contextmanager
 def _child(module: str, environment: dict[str, str], *args: str) -> Iterator[subprocess.Popen[bytes]]:
     # A session of its own: Ctrl-C in the terminal reaches this process alone, which then ends its children in order.
-    child = subprocess.Popen([sys.executable, "-m", module, *args], env=environment, start_new_session=True)
+    command = [sys.executable, "-P", "-m", module, *args]  # -P: nothing is imported from the working directory
+    child = subprocess.Popen(
+        command, env=environment, start_new_session=True, preexec_fn=lambda: end_with_parent(signal.SIGTERM)
+    )
     try:
         yield child
     finally:
@@ -67,13 +103,31 @@ def _child(module: str, environment: dict[str, str], *args: str) -> Iterator[sub
 
 def _wait_ready(url: str, api: subprocess.Popen[bytes], stop: threading.Event) -> None:
     deadline = time.monotonic() + START_SECONDS
-    while not stop.is_set():
-        if api.poll() is not None:
-            raise Unavailable(f"the API ended with exit code {api.returncode} before it was ready")
-        try:
-            with urlopen(url, timeout=2):  # noqa: S310 - our own loopback address
-                return
-        except (URLError, OSError) as error:
+    with httpx2.Client(trust_env=False, timeout=2) as client:  # our own address is never behind a proxy
+        while not stop.wait(0.2):
+            if api.poll() is not None:
+                raise Unavailable(f"the API ended with exit code {api.returncode} before it was ready")
+            try:
+                if client.get(url).is_success:
+                    return
+                problem = "it answers that it is not"
+            except httpx2.TransportError as error:
+                problem = str(error)
             if time.monotonic() > deadline:
-                raise Unavailable(f"{url} is not ready after {START_SECONDS:.0f} s: {error}") from error
-        stop.wait(0.2)
+                raise Unavailable(f"{url} is not ready after {START_SECONDS:.0f} s: {problem}")
+
+
+def _announce(url: str, settings: Settings, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"url": url, "key_file": str(settings.key_file)}), flush=True)
+    else:
+        print(f"Bitpress is up at {url}; its key is in {settings.key_file}. Ctrl-C stops it.", flush=True)
+
+
+def _watch(children: dict[str, subprocess.Popen[bytes]], stop: threading.Event) -> int:
+    while not stop.wait(0.5):
+        for name, child in children.items():
+            if child.poll() is not None:
+                print(f"the {name} ended with exit code {child.returncode}", file=sys.stderr)
+                return 1
+    return 0

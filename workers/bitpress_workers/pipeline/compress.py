@@ -41,12 +41,14 @@ class BlockLoop:
         chain = self.root
         for index in range(self.plan.num_blocks):
             started = time.monotonic()
-            weights = self.fleet.get(self.fleet.all(Shard.load, index))[0]
+            self.meter.block(index)
+            self.fleet.get(self.fleet.all(Shard.load, index))
+            weights = self.fleet.get([self.fleet.on(0, Shard.fingerprint)])[0]
             chain = sha256(f"{chain} {weights}".encode()).hexdigest()
             if index in published:
                 record, sidecar = published[index]
                 self.publisher.check_same_job(sidecar, chain)
-                self.fleet.get(self.fleet.all(Shard.install_published, record.key))
+                self.fleet.get(self.fleet.all(Shard.install_published, record.key, record.sha256))
             else:
                 record, sidecar = self._compress(index, chain, started)
             self.records.append((record, sidecar))
@@ -134,7 +136,6 @@ def _constant_groups(index: int, name: str, number: int) -> list[LedgerEntry]:
     return [LedgerEntry(kind="constant-groups", where=f"block {index}, {name}", detail=detail)]
 
 
-def chain_root(tokens_sha256: str, method: dict[str, object], plan: Plan, version: str) -> str:
-    """Where the hash chain starts: everything but the weights that determines a block's bytes."""
-    facts = {"tokens": tokens_sha256, "method": method, "row_tile": plan.row_tile, "version": version}
+def chain_root(**facts: object) -> str:
+    """Where the hash chain starts: a hash over everything but the blocks' weights that determines their bytes."""
     return sha256(canonical_json(facts).encode()).hexdigest()

@@ -8,21 +8,24 @@ import torch
 from torch import Tensor
 
 from bitpress.artifacts import PerplexityReport
+from bitpress.errors import NumericalError
+from bitpress_service.jobstore import BlockRecord
 from bitpress_workers.pipeline.fleet import Fleet
 from bitpress_workers.pipeline.placement import micro_batch_size, micro_batches, share
 from bitpress_workers.pipeline.progress import ProgressMeter
 from bitpress_workers.pipeline.shard import Shard
 
 STREAMS = ("dense", "compressed")
+LARGEST_LOSS = 700.0  # exp of more is infinite
 
 
 @dataclass(frozen=True)
 class Perplexities:
-    """Evaluates windows [K, S] of each dataset, with the published blocks at `block_keys`."""
+    """Evaluates windows [K, S] of each dataset, with the published blocks of `records`."""
 
     fleet: Fleet
     meter: ProgressMeter
-    block_keys: Sequence[str]
+    records: Sequence[BlockRecord]
 
     def run(self, windows: Mapping[str, Tensor]) -> dict[str, PerplexityReport]:
         """Return both perplexities of every dataset: exp of the mean over windows of the mean loss."""
@@ -36,11 +39,11 @@ class Perplexities:
         ]
         for stream in STREAMS:
             self.fleet.get(self.fleet.all(Shard.start, stream, tokens_KS, groups))
-        for index, key in enumerate(self.block_keys):
+        for index, record in enumerate(self.records):
             self.meter.evaluated(index)
             self.fleet.get(self.fleet.all(Shard.load, index))
             self.fleet.get(self.fleet.all(Shard.advance, "dense"))
-            self.fleet.get(self.fleet.all(Shard.install_published, key))
+            self.fleet.get(self.fleet.all(Shard.install_published, record.key, record.sha256))
             self.fleet.get(self.fleet.all(Shard.advance, "compressed"))
         dense, compressed = (self._losses(stream) for stream in STREAMS)
         return _by_dataset(windows, dense, compressed)
@@ -59,13 +62,16 @@ def _by_dataset(
     for name, tokens_KS in windows.items():
         stop = start + len(tokens_KS)
         reports[name] = PerplexityReport(
-            dense=_perplexity(dense[start:stop]),
-            compressed=_perplexity(compressed[start:stop]),
+            dense=_perplexity(dense[start:stop], f"{name}, dense model"),
+            compressed=_perplexity(compressed[start:stop], f"{name}, compressed model"),
             num_tokens=tokens_KS.numel(),
         )
         start = stop
     return reports
 
 
-def _perplexity(losses: Sequence[float]) -> float:
-    return exp(sum(losses) / len(losses))
+def _perplexity(losses: Sequence[float], what: str) -> float:
+    mean = sum(losses) / len(losses)
+    if not mean < LARGEST_LOSS:
+        raise NumericalError(f"{what}: the mean loss is {mean}, which is no perplexity")
+    return exp(mean)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from bitpress.errors import OutOfMemory
 from bitpress_workers.pipeline.plan import Devices
 from bitpress_workers.pipeline.shard import Shard, ShardConfig
 
@@ -63,7 +64,10 @@ class LocalFleet:
         return [self.on(index, method, *args) for index in range(self.size)]
 
     def get(self, refs: Sequence[Ref]) -> list[Any]:
-        return [ref.result() for ref in refs]
+        try:
+            return [ref.result() for ref in refs]
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(f"a device ran out of memory: {error}") from error
 
     def close(self) -> None:
         for thread in self._threads:

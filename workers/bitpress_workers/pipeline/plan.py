@@ -84,8 +84,10 @@ def model_sizes(outline: Outline, checkpoint: Checkpoint) -> ModelSizes:
     )
 
 
-def make_plan(spec: JobSpec, method: Method, family: Family, sizes: ModelSizes, devices: Devices) -> Plan:
-    """Plan a job.
+def make_plan(
+    spec: JobSpec, method: Method, family: Family, sizes: ModelSizes, num_windows: int, devices: Devices
+) -> Plan:
+    """Plan a job; num_windows: how many are evaluated, of all datasets.
 
     Raises InvalidJob when more accelerators are asked for than there are, OutOfMemory when the
     estimate does not fit, with both numbers.
@@ -101,7 +103,7 @@ def make_plan(spec: JobSpec, method: Method, family: Family, sizes: ModelSizes, 
         row_tile=method.row_tile(ROW_TILE[devices.kind]),
         num_blocks=sizes.num_blocks,
         linear_shapes=sizes.linears,
-        peak_bytes=_peak_bytes(spec, method, family, sizes, devices.kind, num_shards),
+        peak_bytes=_peak_bytes(spec, method, family, sizes, num_windows, devices.kind, num_shards),
     )
     if plan.peak_bytes > devices.memory_bytes:
         where = "this host" if devices.kind == "cpu" else "a device"
@@ -112,17 +114,27 @@ def make_plan(spec: JobSpec, method: Method, family: Family, sizes: ModelSizes, 
     return plan
 
 
-def _peak_bytes(spec: JobSpec, method: Method, family: Family, sizes: ModelSizes, kind: str, num_shards: int) -> int:
+def _peak_bytes(
+    spec: JobSpec,
+    method: Method,
+    family: Family,
+    sizes: ModelSizes,
+    num_windows: int,
+    kind: str,
+    num_shards: int,
+) -> int:
     """Estimate from above: float32 throughout, the largest moment of each phase held at once."""
-    calibration = spec.calibration
-    activations = 4 * 2 * calibration.num_sequences * calibration.sequence_length * sizes.hidden_size
+    calibration, evaluation = spec.calibration, spec.evaluation
+    calibrated = calibration.num_sequences * calibration.sequence_length
+    evaluated = 2 * num_windows * evaluation.sequence_length  # dense and compressed
+    activations = 4 * 2 * max(calibrated, evaluated) * sizes.hidden_size
     inputs = [sizes.linears[tap.linears[0]][1] for tap in family.taps]
     open_taps = inputs if method.propagation == "block" else [max(inputs)]
     grams = 4 * sum(2 * width**2 for width in open_taps) + 4 * 3 * max(inputs) ** 2
     solve = 4 * 6 * max(prod(shape) for shape in sizes.linears.values())
     widest = max(max(shape) for shape in sizes.linears.values())
     forward = 4 * 8 * micro_batch_size(calibration.sequence_length) * calibration.sequence_length * widest
-    logits = 4 * 3 * spec.evaluation.sequence_length * sizes.vocab_size if spec.evaluation.datasets else 0
+    logits = 4 * 3 * evaluation.sequence_length * sizes.vocab_size if num_windows else 0
     per_shard = 4 * (2 * sizes.block_weights + sizes.outer_weights) + grams + max(forward, logits)
     if kind == "cpu":
         return num_shards * (BASE_BYTES + per_shard) + activations + solve
@@ -134,8 +146,12 @@ def available_host_bytes() -> int:
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():  # not Linux
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")  # of a container
     available = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:"))
-    return int(available.split()[1]) * 1024
+    free = int(available.split()[1]) * 1024
+    if not limit.exists() or (most := limit.read_text().strip()) == "max":
+        return free
+    return min(free, int(most) - int(limit.with_name("memory.current").read_text()))
 
 
 def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -12,7 +12,7 @@ CALIBRATION_SHARE = 0.8
 
 @dataclass
 class ProgressMeter:
-    """Reports to the recorder before each linear and each evaluated block, which is where a cancel is noticed."""
+    """Reports to the recorder before each block and linear, which is where a cancel is noticed."""
 
     recorder: Recorder
     num_blocks: int
@@ -24,7 +24,11 @@ class ProgressMeter:
     def preparing(self) -> None:
         self._report("preparing", None, 0.0)
 
-    def linear(self, block: int, name: str, share_of_block: float) -> None:
+    def block(self, block: int) -> None:
+        """A block is taken in hand; a published one is only passed through."""
+        self.linear(block, None, 0.0)
+
+    def linear(self, block: int, name: str | None, share_of_block: float) -> None:
         self.blocks_done = block
         share = CALIBRATION_SHARE if self.evaluates else 1.0
         self._report("calibrating", name, share * (block + share_of_block) / self.num_blocks)

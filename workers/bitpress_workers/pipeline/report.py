@@ -57,6 +57,26 @@ def make_report(
 
 def to_markdown(report: Report) -> str:
     """The report as a page: the result, the evidence by linear, the cost, the ledger."""
+    parts = [
+        summary(report),
+        "## Linears\n\nRelative error: squared error of a linear's outputs on the calibration tokens, "
+        "divided by its squared outputs.",
+        _table(
+            ["linear", "shape", "bits per weight", "relative error", "outliers", "damping", "seconds"],
+            [_linear_row(block, linear) for block in report.blocks for linear in block.linears],
+        ),
+        "## Cost",
+        _table(["phase", "seconds"], [[name, f"{seconds:.1f}"] for name, seconds in report.phases.items()]),
+        f"Peak resident memory of a process: {report.peak_bytes / 2**20:,.0f} MiB.",
+        "## Ledger\n\n" + (_ledger(report) or "No deviation from the method."),
+        "## Versions",
+        _table(["what", "version"], [[name, version] for name, version in sorted(report.versions.items())]),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def summary(report: Report) -> str:
+    """The result in one table, and what it was made with."""
     spec = report.spec
     parts = [
         f"# {spec.model.uri}: {spec.method.kind}, {report.bits_per_weight:.3f} bits per weight",
@@ -70,20 +90,8 @@ def to_markdown(report: Report) -> str:
         ),
         f"Method: `{spec.method.model_dump_json()}`",
         f"Calibration: `{spec.calibration.model_dump_json()}`",
-        "## Linears\n\nRelative error: squared error of a linear's outputs on the calibration tokens, "
-        "divided by its squared outputs.",
-        _table(
-            ["linear", "shape", "bits per weight", "relative error", "outliers", "damping", "seconds"],
-            [_linear_row(block, linear) for block in report.blocks for linear in block.linears],
-        ),
-        "## Cost",
-        _table(["phase", "seconds"], [[name, f"{seconds:.1f}"] for name, seconds in report.phases.items()]),
-        f"Peak resident memory of a process: {report.peak_bytes / 2**20:,.0f} MiB.",
-        "## Ledger\n\n" + (_ledger(report) or "No deviation from the method."),
-        "## Versions",
-        _table(["what", "version"], [[name, version] for name, version in sorted(report.versions.items())]),
     ]  # fmt: skip
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
 def _linear_row(block: BlockReport, linear: LinearReport) -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 
 from bitpress.artifacts import REPORT, ArtifactFile, Report
+from bitpress.errors import CalibrationError
 from bitpress.jobs import JobSpec
 from bitpress_service.artifactstore import ArtifactStore
 from bitpress_service.jobstore import BlockRecord
@@ -56,8 +57,7 @@ class Pipeline:
             with self._phase("calibrating"):
                 records = self._compress()
             with self._phase("evaluating"):
-                keys = [record.key for record, _ in records]
-                perplexity = Perplexities(self.fleet, self.meter, keys).run(self.windows)
+                perplexity = Perplexities(self.fleet, self.meter, [r for r, _ in records]).run(self.windows)
             self.meter.publishing()
             peaks = [_own_peak(), *self.fleet.get(self.fleet.all(Shard.peak_bytes))]
             sidecars = [sidecar for _, sidecar in records]
@@ -74,12 +74,13 @@ class Pipeline:
         checkpoint = self.checkpoint = Checkpoint.open(spec.model.uri, spec.model.revision)
         outline = Outline(checkpoint)
         self.family, self.method = outline.family, create(spec.method)
-        sizes = model_sizes(outline, checkpoint)
-        self.plan = make_plan(spec, self.method, self.family, sizes, site.devices)
-        self.bytes_before = sizes.linear_bytes
-        self.meter = ProgressMeter(site.recorder, self.plan.num_blocks, bool(spec.evaluation.datasets))
+        self.meter = ProgressMeter(site.recorder, outline.num_blocks, bool(spec.evaluation.datasets))
         self.meter.preparing()
         self._read_texts()
+        sizes = model_sizes(outline, checkpoint)
+        num_windows = sum(len(tokens_KS) for tokens_KS in self.windows.values())
+        self.plan = make_plan(spec, self.method, self.family, sizes, num_windows, site.devices)
+        self.bytes_before = sizes.linear_bytes
         self.publisher = Publisher(ArtifactStore.from_url(site.store_url), site.key_of, site.recorder)
         config = ShardConfig(
             model_path=str(checkpoint.path),
@@ -93,7 +94,11 @@ class Pipeline:
 
     def _read_texts(self) -> None:
         """All texts before the first block: a text that is missing or too short must not cost hours."""
-        spec, tokenizer = self.spec, self.checkpoint.tokenizer()
+        spec = self.spec
+        _check_positions("calibration", spec.calibration.sequence_length, self.checkpoint)
+        if spec.evaluation.datasets:
+            _check_positions("evaluation", spec.evaluation.sequence_length, self.checkpoint)
+        tokenizer = self.checkpoint.tokenizer()
         self.tokens = calibration_tokens(spec.calibration, tokenizer)
         evaluation = spec.evaluation
         self.windows = {
@@ -112,11 +117,23 @@ class Pipeline:
             damping=getattr(method, "damping", None),
             publisher=self.publisher,
             meter=self.meter,
-            root=chain_root(tokens_sha256(self.tokens), method.model_dump(), plan, version("bitpress")),
+            root=self._chain_root(),
         )
         records = loop.run()
         fleet.get(fleet.all(Shard.stop, "calibration"))
         return records
+
+    def _chain_root(self) -> str:
+        libraries = ("bitpress", "torch", "transformers")
+        return chain_root(
+            tokens=tokens_sha256(self.tokens),
+            method=self.spec.method.model_dump(mode="json"),
+            config=json.loads((self.checkpoint.path / "config.json").read_text()),
+            outer_weights=self.fleet.get([self.fleet.on(0, Shard.outer_fingerprint)])[0],
+            row_tile=self.plan.row_tile,
+            device=self.site.devices.kind,
+            versions={name: version(name) for name in libraries},
+        )
 
     def _publish(self, records: Sequence[tuple[BlockRecord, Sidecar]], report: Report) -> None:
         """Everything beside the blocks, then the manifest."""
@@ -143,6 +160,14 @@ class Pipeline:
         started = time.monotonic()
         yield
         self.phases[name] = time.monotonic() - started
+
+
+def _check_positions(part: str, sequence_length: int, checkpoint: Checkpoint) -> None:
+    positions = getattr(checkpoint.config, "max_position_embeddings", None)
+    if positions is not None and sequence_length > positions:
+        raise CalibrationError(
+            f"{part}.sequence_length: expected at most {positions}, the model's positions, found {sequence_length}"
+        )
 
 
 def _calibration_groups(plan: Plan, num_shards: int) -> list[list[range]]:

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from bitpress.errors import NumericalError
+from bitpress.errors import ArtifactError, NumericalError
 from bitpress.formats import CompressedLinear, from_tensors
 from bitpress.methods import MethodConfig
 from bitpress_service.artifactstore import ArtifactStore
@@ -128,13 +128,20 @@ class Shard:
 
     # The block in hand.
 
-    def load(self, block_index: int) -> str:
-        """Take a dense block from the checkpoint. Returns the sha256 of its weights (shard 0; else empty)."""
+    def load(self, block_index: int) -> None:
+        """Take a dense block from the checkpoint."""
         self._block = nn.Module()  # let go of the last block before the next one is read
         self._block_index = block_index
         self._compressed, self._evidence = {}, {}
         self._block = self._skeleton.load_block(block_index)
-        return _sha256_of_weights(self._block) if self._index == 0 else ""
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of the block in hand, as it was loaded."""
+        return _sha256(self._block.state_dict())
+
+    def outer_fingerprint(self) -> str:
+        """Return the sha256 of the weights outside the blocks: the first block's input depends on them."""
+        return _sha256(self._skeleton.outer_tensors())
 
     def collect(self, taps: Sequence[str]) -> dict[str, dict[tuple[int, int], Gram]]:
         """Run the block over this shard's slices; returns, by tap, Grams of the maximal subtrees of slices."""
@@ -160,10 +167,12 @@ class Shard:
         """Merge all shards' Grams of a tap and factorize the Hessian."""
         nodes = {key: gram for part in collected for key, gram in part[tap].items()}
         gram = reduce_tree(nodes, len(self._config.slices))
+        name = f"{self._skeleton.block_name(self._block_index)}, tap {tap}"
+        if not bool(torch.isfinite(gram.xtx_II).all()):
+            raise NumericalError(f"{name}: an activation is not finite, or too large for float32 statistics")
         try:
             return TapData(gram, self._method.factor(gram))
         except NumericalError as error:
-            name = f"{self._skeleton.block_name(self._block_index)}, tap {tap}"
             raise NumericalError(f"{name}: {error.message}") from error
 
     def facts(self, data: TapData) -> TapFacts:
@@ -232,9 +241,11 @@ class Shard:
         """Write what is outside the blocks, as the checkpoint has it."""
         return self._put(key, self._skeleton.outer_tensors(), {})
 
-    def install_published(self, key: str) -> None:
-        """Put a published block's linears into the block in hand."""
+    def install_published(self, key: str, sha256: str) -> None:
+        """Put a published block's linears into the block in hand. Raises ArtifactError when it has changed."""
         data = self._store.get_bytes(key)
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise ArtifactError(f"{key}: its content has changed since it was published")
         tensors = safetensors.torch.load(data)
         prefix = self._skeleton.block_name(self._block_index)
         for full_name, header in _headers(data).items():
@@ -293,11 +304,11 @@ def _energy(rows_RI: Tensor, gram: Gram) -> float:
     return float(((rows_RI @ gram.xtx_II) * rows_RI).double().sum())
 
 
-def _sha256_of_weights(block: nn.Module) -> str:
+def _sha256(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(block.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
