@@ -66,6 +66,8 @@ def dispatch() -> None:
     if redis_url is None:
         raise InvalidJob("BITPRESS_REDIS_URL is not set; `bitpress up` starts a Redis of its own")
 
+    settings.make_state_dir()
+
     async def serve() -> None:
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):

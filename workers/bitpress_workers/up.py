@@ -35,7 +35,7 @@ def up(settings: Settings, as_json: bool = False) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    settings.make_state_dir()
     url_file = settings.state_dir / "url"
     with _alone(settings), _redis(settings) as redis_url:
         environment = os.environ | {"BITPRESS_REDIS_URL": redis_url, "BITPRESS_STATE_DIR": str(settings.state_dir)}
