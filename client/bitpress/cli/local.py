@@ -37,4 +37,4 @@ def _become_worker(command: str, arguments: list[str]) -> None:
     if missing:
         say(f"`bitpress {command}` needs {' and '.join(missing)}: pip install 'bitpress[local]'")
         raise typer.Exit(USAGE)
-    os.execv(sys.executable, [sys.executable, "-m", "bitpress_workers", command, *arguments])  # noqa: S606 - no shell wanted
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "bitpress_workers", command, *arguments])  # noqa: S606 - no shell wanted
