@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 CANCEL_GRACE_SECONDS = 60.0  # a driver notices a cancel before its next linear; past this it is killed
 LAST_WORDS = 2000
 LONGEST_BASE = 12
+SCRATCH = "bitpress-"
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Dispatcher:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set; the job in hand is then given back, its published blocks kept."""
+        _sweep_scratch()
         while not stop.is_set():
             try:
                 await self.store.reap()
@@ -173,13 +175,25 @@ class Dispatcher:
         return self.logs / f"{claim.job.id}-{claim.job.attempt}.log"
 
 
-def _make_scratch() -> Path:
-    """A directory for one attempt that only this user may enter.
-
-    Ray puts sockets some 70 characters below it, and a socket's path has 107 at most.
-    """
+def _scratch_base() -> Path:
+    """Ray puts sockets some 70 characters below an attempt's directory, and a socket's path has 107 at most."""
     base = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="bitpress-", dir=base if len(base) <= LONGEST_BASE else "/tmp"))  # noqa: S108
+    return Path(base if len(base) <= LONGEST_BASE else "/tmp")  # noqa: S108
+
+
+def _make_scratch() -> Path:
+    """A directory for one attempt that only this user may enter."""
+    return Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-", dir=_scratch_base()))
+
+
+def _sweep_scratch() -> None:
+    """Remove what dispatchers that were killed left behind (Linux only, where /proc says who is alive)."""
+    if sys.platform != "linux":
+        return
+    for path in _scratch_base().glob(f"{SCRATCH}*-*"):
+        pid = path.name.removeprefix(SCRATCH).partition("-")[0]
+        if path.stat().st_uid == os.getuid() and pid.isdigit() and not Path("/proc", pid).exists():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 async def _kill(driver: Process) -> None:
