@@ -50,7 +50,8 @@ def measure(num_blocks: int, method: dict[str, object]) -> int:
         command = [sys.executable, "-m", "bitpress_workers", "run", str(directory / "spec.json")]
         process = subprocess.Popen([*command, "--out", str(directory / "out")], stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(process.pid, 0)
-        assert os.waitstatus_to_exitcode(status) == 0
+        process.returncode = os.waitstatus_to_exitcode(status)  # Popen is not to wait for what wait4 has reaped
+        assert process.returncode == 0
         return usage.ru_maxrss * 1024
 
 
