@@ -1,6 +1,7 @@
 """What a job will do and need, from its spec, the config and the tensors' shapes alone; nothing is loaded."""
 
 import os
+import resource
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -152,6 +153,18 @@ def available_host_bytes() -> int:
     if not limit.exists() or (most := limit.read_text().strip()) == "max":
         return free
     return min(free, int(most) - int(limit.with_name("memory.current").read_text()))
+
+
+def peak_resident_bytes() -> int:
+    """Most memory that this process has had resident.
+
+    Not getrusage's: after fork and exec that starts at the parent's.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():  # macOS, which counts in bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(peak.split()[1]) * 1024
 
 
 def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:

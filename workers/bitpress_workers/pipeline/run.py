@@ -1,8 +1,6 @@
 """One job, in a straight line: plan, tokens, compress block by block, evaluate, report, manifest last."""
 
 import json
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +20,7 @@ from bitpress_workers.pipeline.compress import BlockLoop, chain_root
 from bitpress_workers.pipeline.evaluate import Perplexities
 from bitpress_workers.pipeline.fleet import Fleet
 from bitpress_workers.pipeline.placement import micro_batches, share
-from bitpress_workers.pipeline.plan import Devices, Plan, make_plan, model_sizes
+from bitpress_workers.pipeline.plan import Devices, Plan, make_plan, model_sizes, peak_resident_bytes
 from bitpress_workers.pipeline.progress import ProgressMeter
 from bitpress_workers.pipeline.publish import Publisher, Recorder, Sidecar, block_name, sidecar_name
 from bitpress_workers.pipeline.report import make_report, to_markdown
@@ -59,7 +57,7 @@ class Pipeline:
             with self._phase("evaluating"):
                 perplexity = Perplexities(self.fleet, self.meter, [r for r, _ in records]).run(self.windows)
             self.meter.publishing()
-            peaks = [_own_peak(), *self.fleet.get(self.fleet.all(Shard.peak_bytes))]
+            peaks = [(peak_resident_bytes(), 0), *self.fleet.get(self.fleet.all(Shard.peak_bytes))]
             sidecars = [sidecar for _, sidecar in records]
             report = make_report(
                 self.spec, sidecars, perplexity, self.bytes_before, self.phases, peaks, self.site.devices.kind
@@ -196,8 +194,3 @@ def _weight_index(records: Sequence[tuple[BlockRecord, Sidecar]], outer: Publish
         weight_map |= dict.fromkeys(sidecar.tensors, block_name(record.index))
     size = outer.bytes + sum(record.bytes for record, _ in records)
     return json.dumps({"metadata": {"total_size": size}, "weight_map": weight_map}, indent=1, sort_keys=True).encode()
-
-
-def _own_peak() -> tuple[int, int]:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, 0

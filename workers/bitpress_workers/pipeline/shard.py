@@ -6,8 +6,6 @@ but that there are `num_shards` of them.
 
 import hashlib
 import json
-import resource
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +25,7 @@ from bitpress_workers.models.skeleton import Skeleton, tap_inputs
 from bitpress_workers.numerics.hessian import Factor, Gram, GramTree, reduce_tree
 from bitpress_workers.pipeline.activations import Activations
 from bitpress_workers.pipeline.placement import rows_of, tiles_of
+from bitpress_workers.pipeline.plan import peak_resident_bytes
 
 
 @dataclass(frozen=True)
@@ -255,9 +254,8 @@ class Shard:
 
     def peak_bytes(self) -> tuple[int, int]:
         """Largest resident memory of this process, largest memory taken on its accelerator."""
-        unit = 1 if sys.platform == "darwin" else 1024
-        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        return host, torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else 0
+        device = torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else 0
+        return peak_resident_bytes(), device
 
     def _put(self, key: str, tensors: dict[str, Tensor], headers: dict[str, dict[str, Any]]) -> Published:
         # One metadata key: safetensors writes several in no fixed order, and equal blocks must be equal bytes.
