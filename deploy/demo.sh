@@ -30,7 +30,7 @@ submit() { # METHOD-JSON: write the spec, submit it, print the job's id
 {"model": {"uri": "$dir/model"},
  "method": $2,
  "calibration": {"dataset": "$dir/model/calibration.txt", "num_sequences": 8, "sequence_length": 256},
- "evaluation": {"datasets": ["$dir/model/evaluation.txt"], "sequence_length": 256, "max_sequences": 16},
+ "evaluation": {"datasets": ["$dir/model/evaluation.txt"], "sequence_length": 256, "max_sequences": 8},
  "labels": {"demo": "$1"}}
 SPEC
   bitpress submit "$dir/$1.json" --json | python -c 'import json, sys; print(json.load(sys.stdin)["id"])'
