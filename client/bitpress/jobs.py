@@ -8,31 +8,17 @@ import json
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from bitpress.errors import InvalidJob
 from bitpress.methods import MethodConfig
-
-KNOWN_DATASETS = ("wikitext2", "ptb", "c4")
-DATASET_SUFFIXES = (".txt", ".jsonl", ".parquet")
+from bitpress.texts import Dataset, SequenceLength
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-def _check_dataset(value: str) -> str:
-    if value in KNOWN_DATASETS or PurePath(value).suffix in DATASET_SUFFIXES:
-        return value
-    known, suffixes = ", ".join(KNOWN_DATASETS), ", ".join(DATASET_SUFFIXES)
-    raise ValueError(f"expected a known name ({known}) or a file ({suffixes}), found {value!r}")
-
-
-Dataset = Annotated[str, Field(min_length=1, max_length=4096)]
-SequenceLength = Annotated[int, Field(ge=8, le=131072, description="tokens of one sequence")]
 
 
 class ModelSource(_Model):
@@ -50,8 +36,6 @@ class Calibration(_Model):
     sequence_length: SequenceLength = 2048
     seed: int = Field(0, ge=0, lt=2**32)
 
-    _dataset = field_validator("dataset")(_check_dataset)
-
 
 class Evaluation(_Model):
     """Held-out texts for perplexity, cut into windows of `sequence_length` tokens."""
@@ -65,7 +49,7 @@ class Evaluation(_Model):
     def _datasets(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(values)) != len(values):
             raise ValueError("a dataset is named twice")
-        return tuple(_check_dataset(value) for value in values)
+        return values
 
 
 class JobSpec(_Model):

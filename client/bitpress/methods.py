@@ -9,11 +9,23 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from bitpress.texts import Dataset
+
 Bits = Annotated[int, Field(ge=2, le=8, description="bits of a weight's code")]
 Damping = Annotated[
     float, Field(gt=0, le=100, description="share of the Hessian's mean diagonal added to its diagonal")
 ]
 ColumnBlock = Annotated[int, Field(ge=1, le=4096, description="columns solved before the rest is updated by one GEMM")]
+Order = Annotated[
+    Literal["natural", "activation"], Field(description="order in which columns are solved; activation: largest first")
+]
+Propagation = Annotated[
+    Literal["block", "tap", "linear"],
+    Field(
+        description="what a Hessian sees of its own block: block, as it was; tap, the taps before it compressed; "
+        "linear, the linears before it compressed (the same as tap: linears of one tap read one input)"
+    ),
+]
 GroupSize = Annotated[int, Field(ge=2, le=65536, description="columns of a row that share a grid; null: the whole row")]
 
 
@@ -28,6 +40,35 @@ class RTNConfig(_Config):
     bits: Bits
     group_size: GroupSize | None = None
     symmetric: bool = False
+
+
+class GPTQConfig(_Config):
+    """GPTQ (arXiv 2210.17323): columns one by one, each making up for the errors of those before it."""
+
+    kind: Literal["gptq"] = "gptq"
+    bits: Bits
+    group_size: GroupSize | None = None
+    symmetric: bool = False
+    static_groups: bool = Field(False, description="fit all groups before the first column, on columns as they lie")
+    stale_groups: bool = Field(
+        False,
+        description="fit a group on weights without the corrections of its own column block, as published code does",
+    )
+    order: Order = "natural"
+    damping: Damping = 0.01
+    column_block: ColumnBlock = 128
+    mse_search: bool = Field(False, description="shrink each grid until the weights' error is smallest")
+    propagation: Propagation = "block"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.group_size is None and (self.static_groups or self.stale_groups):
+            raise ValueError("static_groups and stale_groups say how groups are fitted; there is no group_size")
+        if self.static_groups and self.stale_groups:
+            raise ValueError("static_groups are fitted before the first column; they cannot be stale")
+        if not self.static_groups:
+            _check_groups(self.group_size, self.column_block)
+        return self
 
 
 class SpQRConfig(_Config):
@@ -47,19 +88,18 @@ class SpQRConfig(_Config):
         0.2, gt=0, description="higher means fewer outliers; null: no outliers at all"
     )
     simplified_outliers: bool = Field(False, description="skip the leave-one-out search when fitting a group's grid")
-    order: Literal["natural", "activation"] = "activation"
+    order: Order = "activation"
     damping: Damping = 1.0
     symmetric: bool = False
     round_zero: bool = False
     column_block: ColumnBlock = 128
+    propagation: Propagation = "block"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.scale_bits is None) != (self.zero_bits is None):
             raise ValueError("scale_bits and zero_bits must both be set or both be null")
-        group = self.group_size
-        if group is not None and self.column_block % group and group % self.column_block:
-            raise ValueError(f"column_block {self.column_block} and group_size {group}: one must divide the other")
+        _check_groups(self.group_size, self.column_block)
         return self
 
 
@@ -71,12 +111,43 @@ class SEPTQConfig(_Config):
     retained_percent: float = Field(1.0, ge=0, lt=100, description="percent of a linear's weights kept in 16 bits")
     damping: Damping = 0.01
     column_block: ColumnBlock = 128
+    layered: bool = Field(False, description="store codes of 0 where a weight is kept, so that both parts can be added")
+    propagation: Propagation = "linear"
 
 
-MethodConfig = Annotated[RTNConfig | SpQRConfig | SEPTQConfig, Field(discriminator="kind")]
+class LoRAPreprocessing(_Config):
+    """PTQ1.61's restorative stage: an adapter trained on the first pass's model and merged, then a second pass."""
 
-METHODS: dict[str, type[RTNConfig] | type[SpQRConfig] | type[SEPTQConfig]] = {
+    rank: int = Field(64, ge=1, le=1024)
+    alpha: float = Field(16, gt=0)
+    steps: int = Field(10000, ge=1, description="optimizer steps, of two documents each")
+    learning_rate: float = Field(1e-4, gt=0)
+    dataset: Dataset | None = Field(None, description="text to train on; null: that of the calibration")
+
+
+class PTQ161Config(_Config):
+    """PTQ1.61 (arXiv 2502.13179): signs for most input channels, codes for the rest, scales trained by block."""
+
+    kind: Literal["ptq161"] = "ptq161"
+    salient_percent: float = Field(20.0, ge=0, le=100, description="percent of a linear's input channels kept in codes")
+    salient_bits: Bits = 4
+    epochs: int = Field(20, ge=0, le=1000)
+    scale_learning_rate: float = Field(5e-4, gt=0)
+    rotation_learning_rate: float = Field(1e-3, gt=0)
+    saliency: Literal["max", "mean"] = Field("max", description="of the magnitudes of a channel's activations")
+    preprocessing: LoRAPreprocessing | None = None
+
+
+def _check_groups(group_size: int | None, column_block: int) -> None:
+    if group_size is not None and column_block % group_size and group_size % column_block:
+        raise ValueError(f"column_block {column_block} and group_size {group_size}: one must divide the other")
+
+
+MethodConfig = Annotated[RTNConfig | GPTQConfig | SpQRConfig | SEPTQConfig, Field(discriminator="kind")]
+
+METHODS: dict[str, type[RTNConfig] | type[GPTQConfig] | type[SpQRConfig] | type[SEPTQConfig]] = {
     "rtn": RTNConfig,
+    "gptq": GPTQConfig,
     "spqr": SpQRConfig,
     "septq": SEPTQConfig,
 }

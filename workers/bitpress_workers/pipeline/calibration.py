@@ -23,7 +23,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bitpress.errors import CalibrationError
-from bitpress.jobs import KNOWN_DATASETS, Calibration
+from bitpress.jobs import Calibration
+from bitpress.texts import KNOWN_DATASETS
 
 Split = Literal["calibration", "evaluation"]
 
