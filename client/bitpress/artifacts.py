@@ -38,7 +38,8 @@ class LinearReport(_Model):
 
     `relative_error` is the squared error of its outputs on the calibration tokens divided by the
     squared outputs; `bits_per_weight` counts every stored bit, statistics and indices included;
-    `outlier_fraction` is the share of weights kept in 16 bits.
+    `outlier_fraction` is the share of weights kept in 16 bits. Linears that share an input are solved
+    together; `seconds` is a linear's part of that time, by its number of weights.
     """
 
     name: str

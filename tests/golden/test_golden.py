@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 from bitpress.formats import statistics
-from bitpress.methods import SEPTQConfig, SpQRConfig
-from bitpress_workers.methods.septq import SEPTQ, MaskedQuantizer
-from bitpress_workers.methods.spqr import OutlierQuantizer, SpQR
+from bitpress.methods import GPTQConfig, SEPTQConfig, SpQRConfig
+from bitpress_workers.methods.gptq import GPTQ
+from bitpress_workers.methods.septq import SEPTQ
+from bitpress_workers.methods.spqr import SpQR, SpQRRows
 from bitpress_workers.methods.spqr_statistics import Bilevel
-from bitpress_workers.numerics.grid import fit_integer_zero, fit_real_zero, search_integer_zero
+from bitpress_workers.numerics.column_solver import Columns
+from bitpress_workers.numerics.grid import IntegerZeroGrid, fit_integer_zero, fit_real_zero, search_integer_zero
 from bitpress_workers.numerics.hessian import Gram, factorize
 from oracles import textbook
 from oracles.examples import golden_sequences, golden_weight
-from oracles.gptq_columns import GPTQColumns
+from oracles.sharding import agree
 
 
 def near(value: float) -> Any:
@@ -53,6 +55,10 @@ def row_range(weight: Tensor) -> tuple[Tensor, Tensor]:
     return tuple(weight.aminmax(dim=1, keepdim=True))
 
 
+def search(weight: Tensor, bits: int) -> IntegerZeroGrid:
+    return search_integer_zero(weight.T.contiguous(), bits, tiles=[16], scale_dtype=torch.float32)
+
+
 def test_inputs(weight: Tensor, gram: Gram, hessian: Tensor) -> None:
     assert weight[0, :4].tolist() == pytest.approx([0.084147, 0.159127, 0.017640, -0.151360], abs=1e-6)
     assert float(weight.double().square().sum()) == near(12.163360)
@@ -80,7 +86,7 @@ def test_factor(gram: Gram) -> None:
 def test_row_grids(weight: Tensor, bits: int, scale: float, zero: int, searched: float) -> None:
     grid = fit_integer_zero(*row_range(weight), bits, scale_dtype=torch.float32)
     assert (float(grid.scale[0]), float(grid.zero[0])) == (near(scale), zero)
-    assert float(search_integer_zero(weight, bits, scale_dtype=torch.float32).scale[0]) == near(searched)
+    assert float(search(weight, bits).scale[0]) == near(searched)
 
 
 @pytest.mark.parametrize(
@@ -94,8 +100,20 @@ def test_rtn(
     difference = weight - grid.decode(grid.encode(weight))
     assert textbook.damped_error(difference, hessian) == near(output_error)
     assert float(difference.square().sum()) == near(weight_error)
-    searched = search_integer_zero(weight, bits, scale_dtype=torch.float32)
-    assert float((weight - searched.decode(searched.encode(weight))).square().sum()) == near(searched_error)
+    searched = search(weight, bits)
+    assert float((weight.T - searched.decode(searched.encode(weight.T))).square().sum()) == near(searched_error)
+
+
+def run_gptq(weight: Tensor, gram: Gram, **fields: Any) -> tuple[Columns, float]:
+    """Return the solved columns and the loss."""
+    method = GPTQ(GPTQConfig(**fields), stored_dtype=torch.float32)
+    factor = method.factor(gram)
+    columns = method.begin([weight], factor, row_tile=16).solve_values()
+    values_RI = torch.empty_like(weight)
+    order = torch.arange(weight.shape[1]) if factor.order_I is None else factor.order_I
+    values_RI[:, order] = columns.weight_IR.T
+    hessian = gram.xtx_II * (2 / gram.num_sequences)
+    return columns, textbook.damped_error(weight - values_RI, textbook.damp_gptq(hessian, 0.01))
 
 
 GPTQ_ROW = {
@@ -109,43 +127,43 @@ GPTQ_ROW = {
     ("bits", "loss", "undamped", "codes"),
     [(2, 48.2642, 45.3456, 1478), (3, 7.14795, 6.57517, 3518), (4, 1.53961, 1.42642, 7612)],
 )
-def test_column_loop_of_gptq(
-    weight: Tensor, gram: Gram, hessian: Tensor, bits: int, loss: float, undamped: float, codes: int
-) -> None:
-    columns = GPTQColumns.solved(weight, factorize(gram, damping=0.01), bits)
+def test_gptq(weight: Tensor, gram: Gram, hessian: Tensor, bits: int, loss: float, undamped: float, codes: int) -> None:
+    columns, found = run_gptq(weight, gram, bits=bits)
     assert int(columns.codes_IR.sum()) == codes
     assert columns.codes_IR[:16, 0].tolist() == GPTQ_ROW[bits]
     difference = weight - columns.weight_IR.T
-    assert columns.loss == near(loss)
-    assert textbook.damped_error(difference, textbook.damp_gptq(hessian, 0.01)) == near(loss)
+    assert found == near(loss)
     assert textbook.damped_error(difference, hessian) == near(undamped)
 
 
 @pytest.mark.parametrize(
-    ("bits", "activation", "stale", "fresh"),
-    [(2, 40.6084, 40.1967, 44.9923), (3, 5.68907, 6.53984, 6.56080), (4, 1.20007, 1.30529, 1.17268)],
+    ("bits", "activation", "stale", "fresh", "static"),
+    [
+        (2, 40.6084, 40.1967, 44.9923, 34.7356),
+        (3, 5.68907, 6.53984, 6.56080, 5.68617),
+        (4, 1.20007, 1.30529, 1.17268, 1.25459),
+    ],
 )
-def test_column_loop_of_gptq_with_order_and_groups(
-    weight: Tensor, gram: Gram, bits: int, activation: float, stale: float, fresh: float
+def test_gptq_with_order_and_groups(
+    weight: Tensor, gram: Gram, bits: int, activation: float, stale: float, fresh: float, static: float
 ) -> None:
-    natural = factorize(gram, damping=0.01)
-    ordered = factorize(gram, damping=0.01, order="activation")
-    assert GPTQColumns.solved(weight, ordered, bits).loss == near(activation)
-    assert GPTQColumns.solved(weight, natural, bits, group_size=16, stale=True).loss == near(stale)
-    assert GPTQColumns.solved(weight, natural, bits, group_size=16).loss == near(fresh)
-    assert GPTQColumns.solved(weight, natural, bits, group_size=16, column_block=16).loss == near(fresh)
+    def loss(**fields: Any) -> float:
+        return run_gptq(weight, gram, bits=bits, **fields)[1]
+
+    assert loss(order="activation") == near(activation)
+    assert loss(group_size=16, stale_groups=True) == near(stale)
+    assert loss(group_size=16) == near(fresh)
+    assert loss(group_size=16, column_block=16) == near(fresh)
+    assert loss(group_size=16, static_groups=True, order="activation") == near(static)
 
 
-def run_septq(weight: Tensor, gram: Gram, bits: int, percent: float) -> tuple[MaskedQuantizer, Tensor, float]:
-    """Return the quantizer, the values [I, R] and the loss."""
+def run_septq(weight: Tensor, gram: Gram, bits: int, percent: float) -> tuple[Columns, float]:
+    """Return the solved columns and the loss."""
     method = SEPTQ(SEPTQConfig(bits=bits, retained_percent=percent), stored_dtype=torch.float32)
-    factor = method.factor(gram)
-    rows = method.begin(weight, factor, row_tile=16)
-    first = method.agree(rows.survey(None), None)
-    threshold = method.agree(rows.survey(first), first)
-    quantizer, values_IR = rows.solve_values(threshold)
+    rows = method.begin([weight], method.factor(gram), row_tile=16)
+    columns = rows.solve_values(agree(method, [rows]))
     damped = textbook.damp_gptq(gram.xtx_II * 0.5, 0.01)
-    return quantizer, values_IR, textbook.damped_error(weight - values_IR.T, damped)
+    return columns, textbook.damped_error(weight - columns.weight_IR.T, damped)
 
 
 @pytest.mark.parametrize(
@@ -157,8 +175,9 @@ def run_septq(weight: Tensor, gram: Gram, bits: int, percent: float) -> tuple[Ma
     ],
 )  # fmt: skip
 def test_septq_loss(weight: Tensor, gram: Gram, bits: int, percent: float, retained: int, loss: float) -> None:
-    quantizer, _, found = run_septq(weight, gram, bits, percent)
-    assert int(quantizer.mask_IR.sum()) == retained
+    columns, found = run_septq(weight, gram, bits, percent)
+    assert columns.kept_IR is not None
+    assert int(columns.kept_IR.sum()) == retained
     assert found == near(loss)
 
 
@@ -171,39 +190,42 @@ SEPTQ_MASKS = {
 
 @pytest.mark.parametrize(("bits", "codes"), [(2, 1465), (3, 3477), (4, 7530)])
 def test_septq_mask_and_codes(weight: Tensor, gram: Gram, bits: int, codes: int) -> None:
-    quantizer, values_IR, _ = run_septq(weight, gram, bits, 1)
-    mask = " ".join(f"{i},{j}" for i, j in quantizer.mask_IR.T.nonzero().tolist())
+    columns, _ = run_septq(weight, gram, bits, 1)
+    assert columns.kept_IR is not None
+    mask = " ".join(f"{i},{j}" for i, j in columns.kept_IR.T.nonzero().tolist())
     assert mask == SEPTQ_MASKS[bits]
-    assert int(quantizer.codes_IR[~quantizer.mask_IR].sum()) == codes
+    assert int(columns.codes_IR[~columns.kept_IR].sum()) == codes
     if bits == 2:
-        assert float(values_IR[48, 0]) == near(-0.21900982)
+        assert float(columns.weight_IR[48, 0]) == near(-0.21900982)
         assert float(weight[0, 48]) == near(-0.19075052)
 
 
-def run_spqr(weight: Tensor, gram: Gram, **fields: Any) -> tuple[OutlierQuantizer, Tensor, float, float | None]:
-    """Return the quantizer, the values [I, R] in solve order, the undamped output error and T."""
+def run_spqr(weight: Tensor, gram: Gram, **fields: Any) -> tuple[SpQRRows, Columns, float, float | None]:
+    """Return the rows, their solved columns, the undamped output error and T."""
     method = SpQR(SpQRConfig(**fields), stored_dtype=torch.float32)
     factor = method.factor(gram)
-    rows = method.begin(weight, factor, row_tile=16)
-    threshold = method.agree(rows.survey(None), None) if method.survey_rounds else None
-    quantizer, values_IR = rows.solve_values(threshold)
-    order = torch.arange(64) if factor.order_I is None else factor.order_I
-    error = textbook.damped_error((weight[:, order] - values_IR.T)[:, torch.argsort(order)], gram.xtx_II * 0.5)
-    return quantizer, values_IR, error, threshold
+    rows = method.begin([weight], factor, row_tile=16)
+    thresholds = agree(method, [rows])
+    columns = rows.solve_values(thresholds)
+    values_RI = torch.empty_like(weight)
+    values_RI[:, torch.arange(64) if factor.order_I is None else factor.order_I] = columns.weight_IR.T
+    error = textbook.damped_error(weight - values_RI, gram.xtx_II * 0.5)
+    return rows, columns, error, thresholds and thresholds[0]
 
 
 def test_spqr_in_activation_order(weight: Tensor, gram: Gram) -> None:
-    quantizer, _, error, threshold = run_spqr(weight, gram)
+    _, columns, error, threshold = run_spqr(weight, gram)
     assert threshold == near(0.6446802)
-    assert sorted(quantizer.mask_IR.T.nonzero().tolist()) == [[12, 31], [13, 5]]
-    assert int(quantizer.codes_IR.sum()) == 3565
-    assert quantizer.codes_IR[:16, 0].tolist() == [6, 0, 3, 6, 4, 7, 2, 2, 2, 4, 4, 3, 6, 1, 4, 1]
+    assert columns.kept_IR is not None
+    assert sorted(columns.kept_IR.T.nonzero().tolist()) == [[12, 31], [13, 5]]
+    assert int(columns.codes_IR.sum()) == 3565
+    assert columns.codes_IR[:16, 0].tolist() == [6, 0, 3, 6, 4, 7, 2, 2, 2, 4, 4, 3, 6, 1, 4, 1]
     assert error == near(6.47945)
 
 
 def test_spqr_second_level(weight: Tensor, gram: Gram) -> None:
-    quantizer = run_spqr(weight, gram)[0]
-    scale, zero = quantizer.scale, quantizer.zero
+    rows = run_spqr(weight, gram)[0]
+    scale, zero = rows.scale, rows.zero
     assert isinstance(scale, Bilevel)
     assert isinstance(zero, Bilevel)
     assert scale.codes[0].tolist() == [3, 2, 6, 0, 7, 6, 2, 6, 4, 7, 7, 1, 3, 3, 5, 7]
@@ -230,19 +252,19 @@ def test_spqr_second_level(weight: Tensor, gram: Gram) -> None:
     ],
 )
 def test_spqr_in_natural_order(weight: Tensor, gram: Gram, fields: dict[str, Any], outliers: int, error: float) -> None:
-    quantizer, _, found, threshold = run_spqr(weight, gram, order="natural", **fields)
-    assert int(quantizer.mask_IR.sum()) == outliers
+    _, columns, found, threshold = run_spqr(weight, gram, order="natural", **fields)
+    assert (0 if columns.kept_IR is None else int(columns.kept_IR.sum())) == outliers
     assert found == near(error)
     expected = {0.2: 0.6580123, 0.05: 0.1645031, None: None}[fields.get("outlier_threshold", 0.2)]
     assert threshold is None if expected is None else threshold == near(expected)
     if fields == {"outlier_threshold": 0.05}:
-        assert int(quantizer.codes_IR.sum()) == 3597
+        assert int(columns.codes_IR.sum()) == 3597
 
 
 def test_bits_of_the_golden_spqr_linear(weight: Tensor, gram: Gram) -> None:
     method = SpQR(SpQRConfig())
-    rows = method.begin(weight, method.factor(gram), row_tile=16)
-    compressed = rows.solve(method.agree(rows.survey(None), None))
+    rows = method.begin([weight], method.factor(gram), row_tile=16)
+    compressed = rows.solve(agree(method, [rows]))[0].compressed
     nominal = 3 + 6 / 16 + 64 / 256 + 32 * 2 / 1024
     assert nominal == 3.6875
     row_offsets, order = 32 * 17 / 1024, 16 * 64 / 1024
@@ -290,8 +312,8 @@ def test_hand_two_by_two() -> None:
     assert inverse.flatten().tolist() == near_list([0.655759, -0.324633, -0.324633, 0.655759])
 
     def solve(rows: list[list[float]], bits: int) -> tuple[list[float], float]:
-        columns = GPTQColumns.solved(torch.tensor(rows), factor, bits)
-        return columns.weight_IR.T.flatten().tolist(), columns.loss
+        columns, loss = run_gptq(torch.tensor(rows), gram, bits=bits)
+        return columns.weight_IR.T.flatten().tolist(), loss
 
     values, loss = solve([[0.4, 0.3]], 2)
     assert (values, loss) == (near_list([0.4, 0.2666667]), near_printed(0.00112222, 8))

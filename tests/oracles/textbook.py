@@ -108,12 +108,12 @@ class GridA:
         return self.scale * (codes_R - self.zero)
 
 
-def search_grid_a(w_RI: Tensor, bits: int, store: Store = exact) -> GridA:
+def search_grid_a(w_RI: Tensor, bits: int, store: Store = exact, *, symmetric: bool = False) -> GridA:
     """The best of 80 shrunk ranges per row, by the 2.4-norm of the weights' errors."""
-    best = GridA(w_RI, bits, store)
+    best = GridA(w_RI, bits, store, symmetric=symmetric)
     best_error = torch.full((len(w_RI),), float("inf"), dtype=w_RI.dtype)
     for step in range(80):
-        grid = GridA(w_RI, bits, store, shrink=1 - step / 100)
+        grid = GridA(w_RI, bits, store, symmetric=symmetric, shrink=1 - step / 100)
         error = torch.zeros_like(best_error)
         for j in range(w_RI.shape[1]):
             error += (grid.values(grid.codes(w_RI[:, j])) - w_RI[:, j]).abs() ** 2.4
@@ -183,14 +183,23 @@ def gptq(
     act_order: bool = False,
     group_size: int | None = None,
     stale_block: int | None = None,
+    static: bool = False,
+    symmetric: bool = False,
+    search: bool = False,
+    store: Store = exact,
 ) -> Solution:
-    """GPTQ with a grid per row, or per group fitted when its first column is reached.
+    """GPTQ with a grid per row, or per group fitted when its first column is reached, or before all columns (static).
 
     stale_block: a group's grid sees the weights as they were when this many columns' block began.
     """
+
+    def fit(group_Rg: Tensor) -> GridA:
+        return (search_grid_a if search else GridA)(group_Rg, bits, store, symmetric=symmetric)
+
     dead = h_II.diagonal() == 0
-    row_grid = GridA(w_RI, bits)
+    row_grid = fit(w_RI)
     w_RI = w_RI.masked_fill(dead, 0)
+    static_grids = [fit(group) for group in w_RI.split(group_size, dim=1)] if static and group_size else []
     diagonal = torch.where(dead, 1.0, h_II.diagonal())
     order = activation_order(diagonal) if act_order else list(range(len(h_II)))
     w_RI, h_II = w_RI[:, order].clone(), h_II[order][:, order]
@@ -200,8 +209,10 @@ def gptq(
     for j in range(w_RI.shape[1]):
         if stale_block and j % stale_block == 0:
             at_block_start = w_RI.clone()
-        if group_size and j % group_size == 0:
-            grid = GridA((at_block_start if stale_block else w_RI)[:, j : j + group_size], bits)
+        if group_size and static:
+            grid = static_grids[order[j] // group_size]
+        elif group_size and j % group_size == 0:
+            grid = fit((at_block_start if stale_block else w_RI)[:, j : j + group_size])
         codes_RI[:, j] = grid.codes(w_RI[:, j])
         values_RI[:, j] = grid.values(codes_RI[:, j])
         error = (w_RI[:, j] - values_RI[:, j]) / u_II[j, j]

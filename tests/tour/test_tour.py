@@ -109,11 +109,12 @@ def test_6_a_method_solves_a_format_stores_and_every_stored_bit_is_counted() -> 
 def test_7_rows_are_shared_out_and_what_crosses_rows_is_agreed_on() -> None:
     weight, method = golden_weight(), create(SEPTQConfig(bits=3))
     factor = method.factor(Gram(example_hessian(), num_sequences=4, num_tokens=384))
-    shards = [method.begin(rows, factor, row_tile=8) for rows in (weight[:8], weight[8:])]
+    shards = [method.begin([rows], factor, row_tile=8) for rows in (weight[:8], weight[8:])]
     agreed = None
     for _ in range(method.survey_rounds):
-        agreed = method.agree([survey for shard in shards for survey in shard.survey(agreed)], agreed)
-    parts = [shard.solve(agreed) for shard in shards]
+        surveys = [survey for shard in shards for survey in shard.survey(agreed)[0]]
+        agreed = [method.agree(surveys, agreed and agreed[0])]
+    parts = [shard.solve(agreed)[0].compressed for shard in shards]
     whole = compress(weight, example_hessian() / 4, SEPTQConfig(bits=3))
     assert torch.equal(torch.cat([part.dequantize() for part in parts]), whole.dequantize())
 

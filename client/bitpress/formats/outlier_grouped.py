@@ -6,11 +6,13 @@ Beyond the tensors of `grouped_affine`, in compressed sparse rows, columns in so
   outlier_columns      uint16 [nnz], ascending within a row
   outlier_values       float16 [nnz]
 
-Replacing, not adding: the grid's zero is a real number, so the code under an outlier does not
-decode to 0 and adding the weight itself would deploy something else than was calibrated.
+Outliers replace: where the grid's zero is a real number, the code under an outlier does not decode
+to 0, and adding the weight itself would deploy something else than was calibrated. On grids with a
+whole zero they may be stored to be added, so that y = Qx + Px can be computed in two parts.
 """
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,6 +20,8 @@ from torch import Tensor
 from bitpress.errors import ArtifactError
 from bitpress.formats.base import Header, Layout, Part, to_float16
 from bitpress.formats.grouped_affine import GroupedAffine
+
+Semantics = Literal["replace", "add"]
 
 
 class OutlierGrouped(GroupedAffine):
@@ -28,8 +32,8 @@ class OutlierGrouped(GroupedAffine):
     @classmethod
     def layout(cls, header: Header) -> Layout:
         layout = super().layout(header)
-        if header["outliers"] != "replace":
-            raise ArtifactError(f"expected outliers that replace, found {header['outliers']!r}")
+        if header["outliers"] not in get_args(Semantics):
+            raise ArtifactError(f"expected outliers that replace or add, found {header['outliers']!r}")
         return layout | {
             "outlier_row_offsets": ((header["shape"][0] + 1,), torch.int32),
             "outlier_columns": ((header["nnz"],), torch.uint16),
@@ -41,7 +45,8 @@ class OutlierGrouped(GroupedAffine):
         tensors = self._tensors
         offsets = tensors["outlier_row_offsets"].to(torch.int64)
         rows = torch.repeat_interleave(offsets.diff(), output_size=self._header["nnz"])
-        values[rows, tensors["outlier_columns"].to(torch.int64)] = tensors["outlier_values"].float()
+        where = (rows, tensors["outlier_columns"].to(torch.int64))
+        values.index_put_(where, tensors["outlier_values"].float(), accumulate=self._header["outliers"] == "add")
         return self._natural(values)
 
     @classmethod
@@ -52,12 +57,13 @@ class OutlierGrouped(GroupedAffine):
         return _offsets(counts)
 
 
-def outlier_parts(mask_OI: Tensor, values_OI: Tensor) -> Part:
+def outlier_parts(mask_OI: Tensor, values_OI: Tensor, semantics: Semantics = "replace") -> Part:
     """Return what outliers add to header and tensors.
 
     mask_OI: bool, True where the weight is kept; values_OI: float, any value elsewhere. Both in solve order.
+    semantics: "add" only where the code under every outlier stands for exactly 0.
     """
-    header: Header = {"nnz": int(mask_OI.sum()), "outliers": "replace"}
+    header: Header = {"nnz": int(mask_OI.sum()), "outliers": semantics}
     tensors = {
         "outlier_row_offsets": _offsets(mask_OI.sum(dim=1)),
         "outlier_columns": mask_OI.nonzero()[:, 1].to(torch.uint16),

@@ -38,6 +38,11 @@ def constant(value: float) -> Part:
     return {"kind": "constant", "value": value}, {}
 
 
+def of_integer_zero(scale_OG: Tensor, zero_OG: Tensor, bits: int, *, symmetric: bool) -> tuple[Part, Part]:
+    """Store scales that are float16 already, and whole zeros of `bits` bits; those of a symmetric grid are known."""
+    return float16(scale_OG), constant(2 ** (bits - 1)) if symmetric else integer(zero_OG, bits)
+
+
 def bilevel(codes_OG: Tensor, scale_TG: Tensor, zero_TG: Tensor, bits: int, rows: int) -> Part:
     """Store codes, uint8, and the float16 grid of every `rows` rows of a group."""
     tensors = {

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bitpress.formats import from_tensors
-from bitpress.methods import MethodConfig, RTNConfig, SEPTQConfig, SpQRConfig
+from bitpress.methods import GPTQConfig, MethodConfig, RTNConfig, SEPTQConfig, SpQRConfig
 from bitpress_workers.methods import compress
 from oracles.examples import random_linear
 from oracles.sharding import solve_in_shards
@@ -26,6 +26,20 @@ def rtn(draw: st.DrawFn) -> MethodConfig:
 def septq(draw: st.DrawFn) -> MethodConfig:
     block = draw(st.integers(1, 40))
     return SEPTQConfig(bits=draw(bits), retained_percent=draw(percents), column_block=block)
+
+
+@st.composite
+def gptq(draw: st.DrawFn) -> MethodConfig:
+    group = draw(st.sampled_from([None, 2, 4, 16]))
+    return GPTQConfig(
+        bits=draw(bits),
+        group_size=group,
+        symmetric=draw(st.booleans()),
+        static_groups=group is not None and draw(st.booleans()),
+        order=draw(st.sampled_from(["natural", "activation"])),
+        column_block=draw(st.sampled_from([16, 128])),
+        mse_search=draw(st.booleans()),
+    )
 
 
 @st.composite
@@ -58,8 +72,8 @@ def linears(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     return weight * draw(st.sampled_from([1e-8, 1.0, 1000.0])), hessian
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
-@given(linear=linears(), config=st.one_of(rtn(), septq(), spqr()))
+@settings(max_examples=160, deadline=None, derandomize=True)
+@given(linear=linears(), config=st.one_of(rtn(), gptq(), septq(), spqr()))
 def test_any_linear(linear: tuple[Tensor, Tensor], config: MethodConfig) -> None:
     weight, hessian = linear
     compressed = compress(weight, hessian, config)

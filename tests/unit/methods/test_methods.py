@@ -8,14 +8,16 @@ from torch import Tensor
 
 from bitpress.errors import NumericalError
 from bitpress.formats import CompressedLinear
-from bitpress.methods import MethodConfig, RTNConfig, SEPTQConfig, SpQRConfig
+from bitpress.methods import GPTQConfig, MethodConfig, RTNConfig, SEPTQConfig, SpQRConfig
 from bitpress_workers.methods import compress, create
+from bitpress_workers.methods.base import Method
+from bitpress_workers.methods.gptq import GPTQ
 from bitpress_workers.methods.septq import SEPTQ
 from bitpress_workers.methods.spqr import SpQR
 from bitpress_workers.numerics.hessian import Factor, Gram
 from oracles import textbook
 from oracles.examples import random_linear
-from oracles.sharding import solve_in_shards
+from oracles.sharding import agree, solve_in_shards
 from oracles.textbook import SpQROptions
 
 ODD_SHAPES = [(48, 64), (172, 64), (64, 172), (33, 17), (1, 5), (5, 1)]
@@ -46,6 +48,54 @@ def test_septq_is_the_textbook(shape: tuple[int, int], percent: float) -> None:
     oracle = textbook.septq(weight.double(), hessian.double(), 3, percent, textbook.half)
     assert compressed.header()["nnz"] == len(oracle.outliers)
     assert difference(compressed, oracle.values_RI) < 0.01
+
+
+GPTQ_OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"order": "activation"},
+    {"group_size": 16},
+    {"group_size": 16, "order": "activation"},
+    {"group_size": 16, "stale_groups": True},
+    {"group_size": 16, "static_groups": True, "order": "activation"},
+    {"symmetric": True},
+    {"mse_search": True, "group_size": 32},
+]
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (172, 64), (33, 17), (1, 5), (5, 1)])
+@pytest.mark.parametrize("fields", GPTQ_OPTIONS, ids=str)
+def test_gptq_is_the_textbook(shape: tuple[int, int], fields: dict[str, Any]) -> None:
+    weight, hessian = random_linear(*shape, seed=16, dead=(2,) if shape[1] > 2 else ())
+    compressed = compress(weight, hessian, GPTQConfig(bits=3, **fields))
+    oracle = textbook.gptq(
+        weight.double(),
+        hessian.double(),
+        3,
+        store=textbook.half_scale,
+        act_order=fields.get("order") == "activation",
+        group_size=fields.get("group_size"),
+        static=fields.get("static_groups", False),
+        stale_block=128 if fields.get("stale_groups") else None,
+        symmetric=fields.get("symmetric", False),
+        search=fields.get("mse_search", False),
+    )
+    assert difference(compressed, oracle.natural()) < 0.01
+
+
+def test_linears_of_a_tap_are_solved_together_as_if_apart() -> None:
+    """Rows of several linears side by side, none of a whole number of tiles, give each linear's own bits."""
+    weights = [random_linear(rows, 48, seed=rows)[0] for rows in (40, 11, 27)]
+    hessian = random_linear(4, 48, seed=17)[1]
+    for config in CONFIGS:
+        method = create(config)
+        rows = method.begin(weights, method.factor(Gram(hessian, 2, 1)), method.row_tile(16))
+        together = rows.solve(agree(method, [rows]))
+        for weight, solved in zip(weights, together, strict=True):
+            _, alone, agreed = begin(method, weight, hessian)
+            expected = alone.solve(agreed)[0].compressed
+            assert solved.compressed.header() == expected.header()
+            tensors = solved.compressed.tensors()
+            assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.tensors().items())
 
 
 SPQR: list[dict[str, Any]] = [
@@ -102,13 +152,11 @@ def test_spqr_on_shapes_that_divide_by_nothing(shape: tuple[int, int]) -> None:
     assert torch.allclose(compressed.dequantize(), weight, atol=0.01 * float(weight.abs().max()))
 
 
-def begin(method: SpQR | SEPTQ, weight: Tensor, hessian: Tensor) -> tuple[Factor, Any, Any]:
+def begin(method: Method, weight: Tensor, hessian: Tensor) -> tuple[Factor, Any, Any]:
+    """Return a factor, rows that are ready to solve, and what to solve them with."""
     factor = method.factor(Gram(hessian, 2, 1))
-    rows = method.begin(weight, factor, method.row_tile(16))
-    agreed = None
-    for _ in range(method.survey_rounds):
-        agreed = method.agree(rows.survey(agreed), agreed)
-    return factor, rows, agreed
+    rows = method.begin([weight], factor, method.row_tile(16))
+    return factor, rows, agree(method, [rows])
 
 
 @pytest.mark.parametrize(
@@ -119,15 +167,22 @@ def begin(method: SpQR | SEPTQ, weight: Tensor, hessian: Tensor) -> tuple[Factor
         SpQR(SpQRConfig(round_zero=True)),
         SpQR(SpQRConfig(symmetric=True, order="natural")),
         SEPTQ(SEPTQConfig(bits=3, retained_percent=3)),
+        SEPTQ(SEPTQConfig(bits=3, retained_percent=3, layered=True)),
+        GPTQ(GPTQConfig(bits=3)),
+        GPTQ(GPTQConfig(bits=2, group_size=16, mse_search=True)),
+        GPTQ(GPTQConfig(bits=4, group_size=24, static_groups=True, order="activation")),
+        GPTQ(GPTQConfig(bits=3, group_size=16, order="activation", symmetric=True)),
+        GPTQ(GPTQConfig(bits=3, order="activation", mse_search=True)),
     ],
 )
-def test_what_is_stored_is_what_was_calibrated(method: SpQR | SEPTQ) -> None:
+def test_what_is_stored_is_what_was_calibrated(method: Method) -> None:
     weight, hessian = random_linear(50, 70, seed=5, dead=(7, 31))
     factor, rows, agreed = begin(method, weight, hessian)
-    _, values_IR = rows.solve_values(agreed)
+    (solved,) = rows.solve(agreed)
+    # The column loop leaves the calibrated values in the rows' own weights.
     calibrated = torch.empty_like(weight)
-    calibrated[:, torch.arange(70) if factor.order_I is None else factor.order_I] = values_IR.T
-    assert torch.equal(rows.solve(agreed).dequantize(), calibrated)
+    calibrated[:, torch.arange(70) if factor.order_I is None else factor.order_I] = rows.tap_rows.weight_IR.T
+    assert torch.equal(solved.compressed.dequantize(), calibrated)
 
 
 CONFIGS: list[MethodConfig] = [
@@ -137,6 +192,10 @@ CONFIGS: list[MethodConfig] = [
     SpQRConfig(scale_bits=None, zero_bits=None, outlier_threshold=0.05),
     SEPTQConfig(bits=3),
     SEPTQConfig(bits=2, retained_percent=7.3),
+    GPTQConfig(bits=3),
+    GPTQConfig(bits=3, group_size=16, order="activation"),
+    GPTQConfig(bits=4, group_size=16, static_groups=True, order="activation", mse_search=True),
+    GPTQConfig(bits=2, group_size=32, stale_groups=True, symmetric=True),
 ]
 
 
@@ -164,10 +223,10 @@ def test_septq_without_correlations_keeps_the_largest_rounding_errors() -> None:
     weight, _ = random_linear(30, 40, seed=8)
     method = SEPTQ(SEPTQConfig(bits=3, retained_percent=2))
     _, rows, agreed = begin(method, weight, 5 * torch.eye(40))
-    quantizer, _ = rows.solve_values(agreed)
+    columns = rows.solve_values(agreed)
     grid = textbook.search_grid_a(weight, 3, textbook.half_scale)
     errors = torch.stack([(grid.values(grid.codes(column)) - column).abs() for column in weight.T])
-    assert torch.equal(quantizer.mask_IR, errors >= errors.flatten().sort(descending=True).values[24])
+    assert torch.equal(columns.kept_IR, errors >= errors.flatten().sort(descending=True).values[24])
 
 
 def test_more_retained_weights_lower_the_error() -> None:
@@ -223,17 +282,17 @@ def test_inputs_are_not_modified(config: MethodConfig) -> None:
 def test_groups_without_spread_are_counted() -> None:
     weight, hessian = random_linear(16, 32, seed=15)
     weight[2] = 0
-    for config, expected in ((RTNConfig(bits=3, group_size=16), 2), (SEPTQConfig(bits=3), 1)):
-        method = create(config)
-        rows: Any = method.begin(weight, method.factor(Gram(hessian, 2, 1)), 16)
-        agreed = None
-        for _ in range(method.survey_rounds):
-            agreed = method.agree(rows.survey(agreed), agreed)
-        rows.solve(agreed)
-        assert rows.num_constant_groups == expected
+    expected: dict[MethodConfig, int] = {
+        RTNConfig(bits=3, group_size=16): 2,
+        SEPTQConfig(bits=3): 1,
+        GPTQConfig(bits=3): 1,
+        GPTQConfig(bits=3, group_size=16): 2,
+    }
+    for config, count in expected.items():
+        _, rows, agreed = begin(create(config), weight, hessian)
+        assert rows.solve(agreed)[0].num_constant_groups == count
     _, rows, agreed = begin(SpQR(SpQRConfig(outlier_threshold=None, order="natural")), weight, torch.eye(32))
-    rows.solve(agreed)
-    assert rows.num_constant_groups == 2
+    assert rows.solve(agreed)[0].num_constant_groups == 2
 
 
 @pytest.mark.parametrize(
@@ -241,6 +300,7 @@ def test_groups_without_spread_are_counted() -> None:
     [
         (RTNConfig(bits=3), 16),
         (SEPTQConfig(bits=3), 16),
+        (GPTQConfig(bits=3), 16),
         (SpQRConfig(), 16),
         (SpQRConfig(statistics_group_size=12), 24),
         (SpQRConfig(statistics_group_size=64), 64),

@@ -24,15 +24,18 @@ def test_cut_gives_no_empty_piece(length: int, num_pieces: int) -> None:
 
 @given(st.integers(1, 2000), st.integers(1, 128), st.integers(1, 9))
 def test_row_tiles_are_the_same_on_every_fleet(num_rows: int, row_tile: int, num_shards: int) -> None:
-    def tiles(shards: int) -> list[tuple[int, int]]:
+    counts = {"q_proj": num_rows, "k_proj": 7}
+
+    def tiles(shards: int) -> list[tuple[str, int, int]]:
         found = []
         for shard in range(shards):
-            rows = rows_of(num_rows, row_tile, shards, shard)
-            found += [(rows.start + tile.start, rows.start + tile.stop) for tile in tiles_of(rows, row_tile)]
+            for name, rows in rows_of(counts, row_tile, shards, shard).items():
+                found += [(name, rows.start + tile.start, rows.start + tile.stop) for tile in tiles_of(rows, row_tile)]
         return found
 
     assert tiles(num_shards) == tiles(1)
-    assert tiles(1)[-1][1] == num_rows
+    assert [tile for tile in tiles(1) if tile[0] == "q_proj"][-1][2] == num_rows
+    assert tiles(1)[-1][2] == 7
 
 
 def test_micro_batches_stay_inside_their_range() -> None:

@@ -6,8 +6,9 @@ from torch import Tensor
 from bitpress.errors import NumericalError
 from bitpress.formats import CompressedLinear
 from bitpress.formats.base import MAX_COLUMNS
-from bitpress.methods import MethodConfig, RTNConfig, SEPTQConfig, SpQRConfig
+from bitpress.methods import GPTQConfig, MethodConfig, RTNConfig, SEPTQConfig, SpQRConfig
 from bitpress_workers.methods.base import Method
+from bitpress_workers.methods.gptq import GPTQ
 from bitpress_workers.methods.rtn import RTN
 from bitpress_workers.methods.septq import SEPTQ
 from bitpress_workers.methods.spqr import SpQR
@@ -23,6 +24,8 @@ def create(config: MethodConfig) -> Method:
     match config:
         case RTNConfig():
             return RTN(config)
+        case GPTQConfig():
+            return GPTQ(config)
         case SpQRConfig():
             return SpQR(config)
         case SEPTQConfig():
@@ -54,8 +57,10 @@ def compress(weight: Tensor, hessian: Tensor | None, config: MethodConfig) -> Co
         )
     method = create(config)
     factor = method.factor(Gram(hessian, num_sequences=2, num_tokens=0))
-    rows = method.begin(weight, factor, method.row_tile(ROW_TILE))
+    rows = method.begin([weight], factor, method.row_tile(ROW_TILE))
     agreed = None
     for _ in range(method.survey_rounds):
-        agreed = method.agree(rows.survey(agreed), agreed)
-    return rows.solve(agreed)
+        (surveys,) = rows.survey(agreed)
+        agreed = [method.agree(surveys, agreed and agreed[0])]
+    (solved,) = rows.solve(agreed)
+    return solved.compressed

@@ -1,20 +1,22 @@
 """The seam between a method and whatever spreads it over devices.
 
-A method solves one linear given the factor of its tap's Hessian. Rows are independent given that
-factor, so a shard solves only its rows; what does cross rows passes through `survey` (on each
-shard), `agree` (once) and then `solve` (on each shard).
+A method solves the linears of one tap together, given the factor of the tap's Hessian. Rows are
+independent given that factor, so a shard solves only its rows; what does cross rows passes through
+`survey` (on each shard), `agree` (once for each linear) and then `solve` (on each shard).
 
 Bits must not depend on how rows are shared out. Rows are grouped into row tiles of a fixed size;
 a shard always holds whole tiles (the last tile of a linear may be short). Anything that is not an
 exactly rounded elementwise operation (a GEMM, a power, a sum) runs tile by tile, so its shape is
 the same whatever the sharding; surveys are one per tile and are agreed on in tile order.
 
-Shapes: O rows (outputs), I columns (inputs), R rows of one shard.
+Shapes: O rows (outputs), I columns (inputs), R rows of one shard: of one linear, or of all of a tap's.
 """
 
-from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, Self
 
+import torch
 from torch import Tensor
 
 from bitpress.formats.base import CompressedLinear
@@ -25,31 +27,35 @@ Agreement = Any
 
 
 class RowSolver(Protocol):
-    """The rows of one linear that one shard solves; keeps what survey computed for solve.
+    """The rows of a tap's linears that one shard solves; keeps what survey computed for solve."""
 
-    num_constant_groups: after solve, row groups without any spread, which decode to their one value.
-    """
+    def survey(self, agreed: Sequence[Agreement] | None) -> Sequence[Sequence[Survey]]:
+        """Return for each linear one survey per row tile, given what the round before agreed on (None at first)."""
+        ...
 
+    def solve(self, agreed: Sequence[Agreement] | None) -> Sequence["SolvedRows"]:
+        """Solve these rows and return them, linear by linear, as they will be stored."""
+        ...
+
+
+@dataclass(frozen=True)
+class SolvedRows:
+    """Some rows of one linear. num_constant_groups: row groups without any spread, which decode to their one value."""
+
+    compressed: CompressedLinear
     num_constant_groups: int
-
-    def survey(self, agreed: Agreement | None) -> Sequence[Survey]:
-        """Return one survey per row tile, given what the round before agreed on (None at first)."""
-        ...
-
-    def solve(self, agreed: Agreement | None) -> CompressedLinear:
-        """Solve these rows and return them as they will be stored."""
-        ...
 
 
 class Method(Protocol):
     """One compression method with its parameters.
 
     propagation: "block": all Hessians of a block come from one forward of the block as it was;
-    "tap": a tap's Hessian sees the linears before it already compressed.
+    "tap" and "linear": a Hessian sees the taps or linears before it already compressed, which is the
+    same: linears of one tap read the same input, which none of them changes.
     survey_rounds: how many survey/agree rounds come before solve (0: rows are wholly independent).
     """
 
-    propagation: Literal["block", "tap"]
+    propagation: Literal["block", "tap", "linear"]
     survey_rounds: int
 
     def row_tile(self, at_least: int) -> int:
@@ -60,10 +66,51 @@ class Method(Protocol):
         """Damp and factorize a tap's Hessian. Raises NumericalError."""
         ...
 
-    def begin(self, weight_RI: Tensor, factor: Factor, row_tile: int) -> RowSolver:
-        """Take float32 rows [R, I] (not modified), whole tiles of `row_tile` rows."""
+    def begin(self, weights: Sequence[Tensor], factor: Factor, row_tile: int) -> RowSolver:
+        """Take float32 rows [R, I] of each linear (not modified), whole tiles of `row_tile` rows."""
         ...
 
     def agree(self, surveys: Sequence[Survey], agreed: Agreement | None) -> Agreement:
-        """Merge the surveys of all row tiles, in tile order, into what the next round or solve needs."""
+        """Merge the surveys of all row tiles of a linear, in tile order, into what the next round or solve needs."""
         ...
+
+
+@dataclass(frozen=True)
+class TapRows:
+    """Rows of a tap's linears side by side, columns in solve order.
+
+    weight_IR: float32, dead columns 0. counts: rows of each linear.
+    """
+
+    weight_IR: Tensor
+    counts: tuple[int, ...]
+    row_tile: int
+
+    @classmethod
+    def of(cls, weights: Sequence[Tensor], factor: Factor, row_tile: int) -> Self:
+        """Copy rows [R, I] of each linear into solve order."""
+        order_I = factor.order_I
+        weight_IR = torch.cat([weight_RI.T if order_I is None else weight_RI.T[order_I] for weight_RI in weights], 1)
+        weight_IR[factor.dead_I] = 0
+        return cls(weight_IR, tuple(map(len, weights)), row_tile)
+
+    @property
+    def tiles(self) -> list[int]:
+        """Rows of each row tile, in order; none lies in two linears."""
+        return [min(self.row_tile, n - start) for n in self.counts for start in range(0, n, self.row_tile)]
+
+    def split(self, values: Tensor) -> tuple[Tensor, ...]:
+        """Cut [..., R] by linear."""
+        return values.split(list(self.counts), dim=-1)
+
+    def by_tile(self, function: Callable[[Tensor], Any]) -> list[list[Any]]:
+        """Apply a function to each row tile [I, T], linear by linear."""
+        return [
+            [function(tile_IT.contiguous()) for tile_IT in weight_IR.split(self.row_tile, dim=1)]
+            for weight_IR in self.split(self.weight_IR)
+        ]
+
+    def each(self, per_linear: Tensor) -> Tensor:
+        """Repeat one number of each linear, [linears], for each of its rows, [R]."""
+        device = self.weight_IR.device
+        return per_linear.to(device).repeat_interleave(torch.tensor(self.counts, device=device))

@@ -14,17 +14,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bitpress.formats import CompressedLinear, GroupedAffine, statistics
+from bitpress.formats import GroupedAffine, statistics
 from bitpress.formats.base import ROW_MULTIPLE
 from bitpress.formats.grouped_affine import affine_parts
 from bitpress.methods import RTNConfig
-from bitpress_workers.methods.base import Agreement, Survey
+from bitpress_workers.methods.base import Agreement, SolvedRows, Survey
 from bitpress_workers.numerics.grid import IntegerZeroGrid, fit_integer_zero
 from bitpress_workers.numerics.hessian import Factor, Gram, unfactored
 
 
 class RTN:
-    propagation: Literal["block", "tap"] = "block"
+    propagation: Literal["block", "tap", "linear"] = "block"
     survey_rounds = 0
 
     def __init__(self, config: RTNConfig) -> None:
@@ -36,40 +36,37 @@ class RTN:
     def factor(self, gram: Gram) -> Factor:
         return unfactored(gram)
 
-    def begin(self, weight_RI: Tensor, factor: Factor, row_tile: int) -> "RTNRows":
-        return RTNRows(self._config, weight_RI)
+    def begin(self, weights: Sequence[Tensor], factor: Factor, row_tile: int) -> "RTNRows":
+        return RTNRows(self._config, weights)
 
     def agree(self, surveys: Sequence[Survey], agreed: Agreement | None) -> Agreement:
         raise AssertionError("rows of RTN have nothing to agree on")
 
 
 class RTNRows:
-    """num_constant_groups: groups of zeros only."""
+    """Constant groups: those of zeros only."""
 
-    num_constant_groups = 0
-
-    def __init__(self, config: RTNConfig, weight_RI: Tensor) -> None:
+    def __init__(self, config: RTNConfig, weights: Sequence[Tensor]) -> None:
         self._config = config
-        self._weight_RI = weight_RI
+        self._weights = weights
 
-    def survey(self, agreed: Agreement | None) -> Sequence[Survey]:
-        return []
+    def survey(self, agreed: Sequence[Agreement] | None) -> Sequence[Sequence[Survey]]:
+        return [[] for _ in self._weights]
 
-    def solve(self, agreed: Agreement | None) -> CompressedLinear:
-        config, weight_RI = self._config, self._weight_RI
+    def solve(self, agreed: Sequence[Agreement] | None) -> list[SolvedRows]:
+        return [self._solve(weight_RI) for weight_RI in self._weights]
+
+    def _solve(self, weight_RI: Tensor) -> SolvedRows:
+        config = self._config
         num_columns = weight_RI.shape[1]
         size = min(config.group_size or num_columns, num_columns)
         lo_RG, hi_RG = _group_ranges(weight_RI, size)
-        self.num_constant_groups = int(((lo_RG == 0) & (hi_RG == 0)).sum())
         grid = fit_integer_zero(lo_RG, hi_RG, config.bits, symmetric=config.symmetric)
         scale_RI, zero_RI = (x.repeat_interleave(size, dim=1)[:, :num_columns] for x in (grid.scale, grid.zero))
         codes_RI = IntegerZeroGrid(scale_RI, zero_RI, config.bits).encode(weight_RI).to(torch.uint8)
-        zero = (
-            statistics.constant(2 ** (config.bits - 1))
-            if config.symmetric
-            else statistics.integer(grid.zero, config.bits)
-        )
-        return GroupedAffine.from_parts(affine_parts(codes_RI, config.bits, size, statistics.float16(grid.scale), zero))
+        scale, zero = statistics.of_integer_zero(grid.scale, grid.zero, config.bits, symmetric=config.symmetric)
+        compressed = GroupedAffine.from_parts(affine_parts(codes_RI, config.bits, size, scale, zero))
+        return SolvedRows(compressed, int(((lo_RG == 0) & (hi_RG == 0)).sum()))
 
 
 def _group_ranges(weight_RI: Tensor, size: int) -> tuple[Tensor, Tensor]:

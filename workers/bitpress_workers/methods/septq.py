@@ -21,18 +21,19 @@ zero 1, errors are [0, 0.4, 0]; with 0 percent retained, theta = 0.16 and 0.4 al
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from bitpress.formats import CompressedLinear, OutlierGrouped, statistics
+from bitpress.formats import OutlierGrouped, statistics
 from bitpress.formats.base import ROW_MULTIPLE
 from bitpress.formats.grouped_affine import affine_parts
-from bitpress.formats.outlier_grouped import outlier_parts
+from bitpress.formats.outlier_grouped import Semantics, outlier_parts
 from bitpress.methods import SEPTQConfig
-from bitpress_workers.numerics.column_solver import solve_columns
-from bitpress_workers.numerics.grid import IntegerZeroGrid, search_integer_zero
+from bitpress_workers.methods.base import SolvedRows, TapRows
+from bitpress_workers.numerics.column_kernels import run_solver
+from bitpress_workers.numerics.column_solver import Columns, solve_columns
+from bitpress_workers.numerics.grid import search_integer_zero
 from bitpress_workers.numerics.hessian import Factor, Gram, factorize
 
 HALF_BITS = 16
@@ -54,12 +55,12 @@ class Threshold:
 
 
 class SEPTQ:
-    propagation: Literal["block", "tap"] = "tap"
     survey_rounds = 2
 
     def __init__(self, config: SEPTQConfig, stored_dtype: torch.dtype = torch.float16) -> None:
         self._config = config
         self._stored_dtype = stored_dtype
+        self.propagation = config.propagation
 
     def row_tile(self, at_least: int) -> int:
         return at_least + -at_least % ROW_MULTIPLE
@@ -67,8 +68,8 @@ class SEPTQ:
     def factor(self, gram: Gram) -> Factor:
         return factorize(gram, damping=self._config.damping)
 
-    def begin(self, weight_RI: Tensor, factor: Factor, row_tile: int) -> "SEPTQRows":
-        return SEPTQRows(self._config, weight_RI, factor, row_tile, self._stored_dtype)
+    def begin(self, weights: Sequence[Tensor], factor: Factor, row_tile: int) -> "SEPTQRows":
+        return SEPTQRows(self._config, weights, factor, row_tile, self._stored_dtype)
 
     def agree(self, surveys: Sequence[Tensor], agreed: Threshold | None) -> Threshold:
         histogram = torch.stack(list(surveys)).sum(dim=0)
@@ -80,96 +81,80 @@ class SEPTQ:
 
 
 class SEPTQRows:
-    """num_constant_groups: rows of zeros only."""
-
-    num_constant_groups = 0
+    """Constant groups: rows of zeros only."""
 
     def __init__(
-        self, config: SEPTQConfig, weight_RI: Tensor, factor: Factor, row_tile: int, stored_dtype: torch.dtype
+        self, config: SEPTQConfig, weights: Sequence[Tensor], factor: Factor, row_tile: int, stored_dtype: torch.dtype
     ) -> None:
         self._config = config
         self._factor = factor
-        self._row_tile = row_tile
-        self._weight_RI = weight_RI.masked_fill(factor.dead_I, 0)
-        tiles = [
-            search_integer_zero(tile, config.bits, scale_dtype=stored_dtype) for tile in self._weight_RI.split(row_tile)
-        ]
-        self._grid = IntegerZeroGrid(
-            torch.cat([tile.scale for tile in tiles]), torch.cat([tile.zero for tile in tiles]), config.bits
-        )
+        self.tap_rows = TapRows.of(weights, factor, row_tile)
         self._stored_dtype = stored_dtype
-        self._importance_RI = self._importance()
+        weight_IR = self.tap_rows.weight_IR
+        self._empty_R = (weight_IR == 0).all(dim=0)
+        self._grid = search_integer_zero(weight_IR, config.bits, tiles=self.tap_rows.tiles, scale_dtype=stored_dtype)
+        self._importance_IR = self._importance()
 
     def _importance(self) -> Tensor:
-        """Return the bit patterns, int32 [R, I], of the importances."""
-        pivots_I = self._factor.upper_II.diagonal()
-        rounded_RI = self._grid.decode(self._grid.encode(self._weight_RI))
-        return rounded_RI.sub_(self._weight_RI).square_().div_(pivots_I * pivots_I).view(torch.int32)
+        """Return the bit patterns, int32 [I, R], of the importances."""
+        pivots_I1 = self._factor.upper_II.diagonal()[:, None]
+        rounded_IR = self._grid.decode(self._grid.encode(self.tap_rows.weight_IR))
+        return rounded_IR.sub_(self.tap_rows.weight_IR).square_().div_(pivots_I1 * pivots_I1).view(torch.int32)
 
-    def survey(self, agreed: Threshold | None) -> Sequence[Tensor]:
+    def survey(self, agreed: Sequence[Threshold] | None) -> list[list[Tensor]]:
         """Count importances by their high 16 bits, or, once these are known, by their low 16 bits.
 
-        One histogram for all row tiles: sums of counts do not depend on their order.
+        One histogram for all row tiles of a linear: sums of counts do not depend on their order.
         """
-        num_bins = HIGH_BINS if agreed is None else LOW_BINS
-        histogram = torch.zeros(num_bins, dtype=torch.int64, device=self._importance_RI.device)
-        for tile in self._importance_RI.split(self._row_tile):
-            high = tile >> HALF_BITS
-            counted = high.flatten() if agreed is None else tile[high == agreed.high] & (LOW_BINS - 1)
-            histogram += torch.bincount(counted, minlength=num_bins)
-        return [histogram]
+        parts = self.tap_rows.split(self._importance_IR)
+        return [[_histogram(part, agreed[index] if agreed else None)] for index, part in enumerate(parts)]
 
-    def solve(self, agreed: Threshold | None) -> CompressedLinear:
-        quantizer, weight_IR = self.solve_values(agreed)
-        values_RI = weight_IR.T.contiguous()
-        mask_RI = quantizer.mask_IR.T.contiguous()
-        self.num_constant_groups = int((self._weight_RI == 0).all(dim=1).sum())
-        codes = affine_parts(
-            quantizer.codes_IR.T.contiguous(),
-            self._config.bits,
-            values_RI.shape[1],
-            statistics.float16(self._grid.scale),
-            statistics.integer(self._grid.zero, self._config.bits),
-        )
-        return OutlierGrouped.from_parts(codes, outlier_parts(mask_RI, values_RI))
+    def solve(self, agreed: Sequence[Threshold] | None) -> list[SolvedRows]:
+        columns = self.solve_values(agreed)
+        assert columns.kept_IR is not None
+        parts = (columns.codes_IR, columns.kept_IR, columns.weight_IR, self._grid.scale, self._grid.zero, self._empty_R)
+        return [self._stored(*linear) for linear in zip(*(self.tap_rows.split(part) for part in parts), strict=True)]
 
-    def solve_values(self, agreed: Threshold | None) -> tuple["MaskedQuantizer", Tensor]:
-        """Run the column loop; return its quantizer and the weight's values, float32 [I, R]."""
+    def solve_values(self, agreed: Sequence[Threshold] | None) -> Columns:
+        """Run the column loop; columns in natural order."""
         assert agreed is not None
-        mask_IR = (self._importance_RI >= agreed.bit_pattern).T.contiguous()
-        quantizer = MaskedQuantizer(self._grid, mask_IR, self._stored_dtype)
-        weight_IR = self._weight_RI.T.contiguous()
-        solve_columns(
-            weight_IR,
-            self._factor.upper_II,
-            quantizer,
-            column_block=self._config.column_block,
-            row_tile=self._row_tile,
+        thresholds = torch.tensor([threshold.bit_pattern for threshold in agreed], dtype=torch.int32)
+        weight_IR = self.tap_rows.weight_IR
+        columns = Columns(
+            weight_IR=weight_IR,
+            group_size=len(weight_IR),
+            fit=lambda first, weight_gR: self._grid,
+            dead_I=self._factor.dead_I,
+            codes_IR=torch.empty_like(weight_IR, dtype=torch.uint8),
+            kept_IR=self._importance_IR >= self.tap_rows.each(thresholds),
+            kept_dtype=self._stored_dtype,
         )
-        return quantizer, weight_IR
+        solve_columns(
+            columns,
+            self._factor.upper_II,
+            column_block=self._config.column_block,
+            tiles=self.tap_rows.tiles,
+            solve_run=run_solver(weight_IR.device),
+        )
+        return columns
+
+    def _stored(
+        self, codes_IR: Tensor, kept_IR: Tensor, values_IR: Tensor, scale_R: Tensor, zero_R: Tensor, empty_R: Tensor
+    ) -> SolvedRows:
+        bits = self._config.bits
+        scale, zero = statistics.of_integer_zero(scale_R[:, None], zero_R[:, None], bits, symmetric=False)
+        codes = affine_parts(codes_IR.T.contiguous(), bits, len(codes_IR), scale, zero)
+        semantics: Semantics = "add" if self._config.layered else "replace"
+        kept = outlier_parts(kept_IR.T.contiguous(), values_IR.T.contiguous(), semantics)
+        return SolvedRows(OutlierGrouped.from_parts(codes, kept), int(empty_R.sum()))
 
 
-class MaskedQuantizer:
-    """A grid per row for the whole loop; masked weights stand for themselves, in 16 bits.
-
-    codes_IR: uint8; under the mask the nearest code, which nothing reads.
-    """
-
-    def __init__(self, grid: IntegerZeroGrid, mask_IR: Tensor, stored_dtype: torch.dtype) -> None:
-        self.group_size = len(mask_IR)
-        self.mask_IR = mask_IR
-        self.codes_IR = torch.empty_like(mask_IR, dtype=torch.uint8)
-        self._grid = IntegerZeroGrid(grid.scale.flatten(), grid.zero.flatten(), grid.bits)
-        self._stored_dtype = stored_dtype
-
-    def begin_group(self, first: int, weight_KR: Tensor) -> None:
-        pass
-
-    def quantize(self, column: int, weight_R: Tensor) -> Tensor:
-        codes_R = self._grid.encode(weight_R)
-        self.codes_IR[column] = codes_R
-        kept_R = weight_R.to(self._stored_dtype).float()
-        return torch.where(self.mask_IR[column], kept_R, self._grid.decode(codes_R))
+def _histogram(importance_IR: Tensor, known: Threshold | None) -> Tensor:
+    """Count all importances by their high half, or those of the known high half by their low half."""
+    high = importance_IR >> HALF_BITS
+    if known is None:
+        return torch.bincount(high.flatten(), minlength=HIGH_BINS)
+    return torch.bincount(importance_IR[high == known.high] & (LOW_BINS - 1), minlength=LOW_BINS)
 
 
 def _bin_of_rank(histogram: Tensor, rank: int) -> tuple[int, int]:

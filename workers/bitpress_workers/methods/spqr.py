@@ -22,18 +22,19 @@ Worked example, 2 bits: the group [1, 2, 3] spans 2, so scale = 2/3 and zero = -
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from bitpress.formats import CompressedLinear, GroupedAffine, OutlierGrouped
-from bitpress.formats.base import ROW_MULTIPLE
+from bitpress.formats import GroupedAffine, OutlierGrouped
+from bitpress.formats.base import ROW_MULTIPLE, Part
 from bitpress.formats.grouped_affine import affine_parts
 from bitpress.formats.outlier_grouped import outlier_parts
 from bitpress.methods import SpQRConfig
+from bitpress_workers.methods.base import SolvedRows, TapRows
 from bitpress_workers.methods.spqr_statistics import records
-from bitpress_workers.numerics.column_solver import solve_columns
+from bitpress_workers.numerics.column_kernels import run_solver
+from bitpress_workers.numerics.column_solver import Columns, solve_columns
 from bitpress_workers.numerics.grid import RealZeroGrid, fit_real_zero
 from bitpress_workers.numerics.hessian import Factor, Gram, factorize
 from bitpress_workers.numerics.leave_one_out import leave_one_out_gains, replace_candidates
@@ -49,11 +50,10 @@ class Spread:
 
 
 class SpQR:
-    propagation: Literal["block", "tap"] = "block"
-
     def __init__(self, config: SpQRConfig, stored_dtype: torch.dtype = torch.float16) -> None:
         self._config = config
         self._stored_dtype = stored_dtype
+        self.propagation = config.propagation
         self.survey_rounds = 0 if config.outlier_threshold is None else 1
 
     def row_tile(self, at_least: int) -> int:
@@ -63,8 +63,8 @@ class SpQR:
         config = self._config
         return factorize(gram, damping=config.damping, order=config.order, dead_columns="after damping")
 
-    def begin(self, weight_RI: Tensor, factor: Factor, row_tile: int) -> "SpQRRows":
-        return SpQRRows(self._config, weight_RI, factor, row_tile, self._stored_dtype)
+    def begin(self, weights: Sequence[Tensor], factor: Factor, row_tile: int) -> "SpQRRows":
+        return SpQRRows(self._config, weights, factor, row_tile, self._stored_dtype)
 
     def agree(self, surveys: Sequence[Spread], agreed: float | None) -> float:
         """Return T."""
@@ -86,109 +86,99 @@ def _merge(a: Spread, b: Spread) -> Spread:
 
 
 class SpQRRows:
-    """num_constant_groups: row groups without any spread, dead columns apart."""
-
-    num_constant_groups = 0
+    """Constant groups: row groups without any spread, dead columns apart."""
 
     def __init__(
-        self, config: SpQRConfig, weight_RI: Tensor, factor: Factor, row_tile: int, stored_dtype: torch.dtype
+        self, config: SpQRConfig, weights: Sequence[Tensor], factor: Factor, row_tile: int, stored_dtype: torch.dtype
     ) -> None:
         self._config = config
         self._factor = factor
-        self._row_tile = row_tile
+        self.tap_rows = TapRows.of(weights, factor, row_tile)
         self._stored_dtype = stored_dtype
-        weight_IR = weight_RI.T.contiguous() if factor.order_I is None else weight_RI.T[factor.order_I].contiguous()
-        self._weight_IR = weight_IR.masked_fill(factor.dead_I[:, None], 0)
+        self._pivots_I = factor.upper_II.diagonal().clone()
+        self._all_dead = factor.dead_I.tolist()
+        self._group_size = min(config.group_size or factor.num_columns, factor.num_columns)
+        self.scale, self.zero = records(config, stored_dtype, self.tap_rows.counts, factor.dead_I.device)
+        self._constant: list[Tensor] = []
 
-    def survey(self, agreed: float | None) -> Sequence[Spread]:
-        pivots_I1 = self._factor.upper_II.diagonal()[:, None].double()
-        spreads = []
-        for tile_IT in self._weight_IR.split(self._row_tile, dim=1):
-            scaled_IT = tile_IT.contiguous().double() / pivots_I1
+    def survey(self, agreed: Sequence[float] | None) -> list[list[Spread]]:
+        pivots_I1 = self._pivots_I[:, None].double()
+
+        def spread(tile_IT: Tensor) -> Spread:
+            scaled_IT = tile_IT.double() / pivots_I1
             mean_I1 = scaled_IT.mean(dim=1, keepdim=True)
-            squares_I = (scaled_IT - mean_I1).square_().sum(dim=1)
-            spreads.append(Spread(tile_IT.shape[1], mean_I1.flatten(), squares_I))
-        return spreads
+            return Spread(tile_IT.shape[1], mean_I1.flatten(), (scaled_IT - mean_I1).square_().sum(dim=1))
 
-    def solve(self, agreed: float | None) -> CompressedLinear:
-        quantizer, weight_IR = self.solve_values(agreed)
-        self.num_constant_groups = int(quantizer.num_constant_groups)
+        return self.tap_rows.by_tile(spread)
+
+    def solve(self, agreed: Sequence[float] | None) -> list[SolvedRows]:
+        columns = self.solve_values(agreed)
+        constant_GR = torch.stack(self._constant)
+        kept_IR = torch.zeros_like(constant_GR) if columns.kept_IR is None else columns.kept_IR
+        parts = zip(
+            *(self.tap_rows.split(part) for part in (columns.codes_IR, kept_IR, columns.weight_IR, constant_GR)),
+            self.scale.stored(),
+            self.zero.stored(),
+            strict=True,
+        )
+        return [self._stored(*linear, outliers=agreed is not None) for linear in parts]
+
+    def solve_values(self, thresholds: Sequence[float] | None) -> Columns:
+        """Run the column loop; columns in solve order."""
+        weight_IR = self.tap_rows.weight_IR
+        columns = Columns(
+            weight_IR=weight_IR,
+            group_size=self._group_size,
+            fit=lambda first, weight_gR: self._fit(first, weight_gR, columns.threshold_R),
+            dead_I=self._factor.dead_I,
+            codes_IR=torch.empty_like(weight_IR, dtype=torch.uint8),
+            kept_dtype=self._stored_dtype,
+        )
+        if thresholds is not None:
+            columns.threshold_R = self.tap_rows.each(torch.tensor(thresholds, dtype=torch.float32))
+            columns.kept_IR = torch.zeros_like(weight_IR, dtype=torch.bool)
+        solve_columns(
+            columns,
+            self._factor.upper_II,
+            column_block=self._config.column_block,
+            tiles=self.tap_rows.tiles,
+            solve_run=run_solver(weight_IR.device),
+        )
+        return columns
+
+    def _fit(self, first: int, weight_gR: Tensor, threshold_R: Tensor | None) -> RealZeroGrid:
+        config, last = self._config, first + len(weight_gR)
+        if threshold_R is not None and not config.simplified_outliers:
+            gains_gR = leave_one_out_gains(weight_gR, self._pivots_I[first:last], config.bits, config.symmetric)
+            weight_gR = replace_candidates(weight_gR, gains_gR > threshold_R)
+        lo_R, hi_R = weight_gR.aminmax(dim=0)
+        constant_R = torch.zeros_like(lo_R, dtype=torch.bool) if all(self._all_dead[first:last]) else lo_R == hi_R
+        self._constant.append(constant_R)
+        grid = fit_real_zero(lo_R, hi_R, config.bits, symmetric=config.symmetric, round_zero=config.round_zero)
+        return RealZeroGrid(self.scale.keep(grid.scale), self.zero.keep(grid.zero), config.bits)
+
+    def _stored(
+        self,
+        codes_IR: Tensor,
+        kept_IR: Tensor,
+        values_IR: Tensor,
+        constant_GR: Tensor,
+        scale: Part,
+        zero: Part,
+        *,
+        outliers: bool,
+    ) -> SolvedRows:
         codes = affine_parts(
-            quantizer.codes_IR.T.contiguous(),
+            codes_IR.T.contiguous(),
             self._config.bits,
-            quantizer.group_size,
-            quantizer.scale.stored(),
-            quantizer.zero.stored(),
+            self._group_size,
+            scale,
+            zero,
             order_I=self._factor.order_I,
             dead_columns=self._factor.dead_I.nonzero().flatten(),
         )
-        if agreed is None:
-            return GroupedAffine.from_parts(codes)
-        outliers = outlier_parts(quantizer.mask_IR.T.contiguous(), weight_IR.T.contiguous())
-        return OutlierGrouped.from_parts(codes, outliers)
-
-    def solve_values(self, threshold: float | None) -> tuple["OutlierQuantizer", Tensor]:
-        """Run the column loop; return its quantizer and the weight's values, float32 [I, R] in solve order."""
-        factor = self._factor
-        quantizer = OutlierQuantizer(self._config, factor, self._weight_IR.shape, threshold, self._stored_dtype)
-        weight_IR = self._weight_IR.clone()
-        solve_columns(
-            weight_IR, factor.upper_II, quantizer, column_block=self._config.column_block, row_tile=self._row_tile
-        )
-        return quantizer, weight_IR
-
-
-class OutlierQuantizer:
-    """Grids per row and group, outliers above a threshold; threshold None: no outliers.
-
-    scale, zero: how these are kept, group by group.
-    codes_IR: uint8; an outlier's is that of 0, which nothing reads. mask_IR: bool, outliers.
-    """
-
-    def __init__(
-        self,
-        config: SpQRConfig,
-        factor: Factor,
-        shape: tuple[int, ...],
-        threshold: float | None,
-        stored_dtype: torch.dtype,
-    ) -> None:
-        device = factor.upper_II.device
-        self._config = config
-        self._threshold = threshold
-        self._stored_dtype = stored_dtype
-        self._pivots_I = factor.upper_II.diagonal().clone()
-        self._pivots = self._pivots_I.split(1)
-        self._dead = factor.dead_I.tolist()
-        self.group_size = min(config.group_size or shape[0], shape[0])
-        self.scale, self.zero = records(config, stored_dtype)
-        self.codes_IR = torch.zeros(shape, dtype=torch.uint8, device=device)
-        self.mask_IR = torch.zeros(shape, dtype=torch.bool, device=device)
-        self.num_constant_groups = torch.zeros((), dtype=torch.int64, device=device)
-
-    def begin_group(self, first: int, weight_KR: Tensor) -> None:
-        config = self._config
-        group_gR = weight_KR[: self.group_size]
-        last = first + len(group_gR)
-        if self._threshold is not None and not config.simplified_outliers:
-            gains_gR = leave_one_out_gains(group_gR, self._pivots_I[first:last], config.bits, config.symmetric)
-            group_gR = replace_candidates(group_gR, gains_gR > self._threshold)
-        lo_R, hi_R = group_gR.aminmax(dim=0)
-        if not all(self._dead[first:last]):
-            self.num_constant_groups += (lo_R == hi_R).sum()
-        grid = fit_real_zero(lo_R, hi_R, config.bits, symmetric=config.symmetric, round_zero=config.round_zero)
-        self._grid = RealZeroGrid(self.scale.keep(grid.scale), self.zero.keep(grid.zero), config.bits)
-        self._code_of_zero_R = self._grid.encode(torch.zeros_like(lo_R))
-
-    def quantize(self, column: int, weight_R: Tensor) -> Tensor:
-        if self._dead[column]:
-            return torch.zeros_like(weight_R)
-        codes_R = self._grid.encode(weight_R)
-        values_R = self._grid.decode(codes_R)
-        if self._threshold is not None:
-            error_R = torch.sub(weight_R, values_R).div_(self._pivots[column])
-            outlier_R = torch.gt(error_R.square_(), self._threshold, out=self.mask_IR[column])
-            codes_R = torch.where(outlier_R, self._code_of_zero_R, codes_R)
-            values_R = torch.where(outlier_R, weight_R.to(self._stored_dtype).float(), values_R)
-        self.codes_IR[column] = codes_R
-        return values_R
+        num_constant = int(constant_GR.sum())
+        if not outliers:
+            return SolvedRows(GroupedAffine.from_parts(codes), num_constant)
+        kept = outlier_parts(kept_IR.T.contiguous(), values_IR.T.contiguous())
+        return SolvedRows(OutlierGrouped.from_parts(codes, kept), num_constant)

@@ -15,8 +15,10 @@ end at 0, as published code does, leaves half of the codes unused and clips the 
 Shapes: R rows, K columns; every function is elementwise in rows but for the search.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -44,6 +46,10 @@ class IntegerZeroGrid:
         """Return the values of codes, float32."""
         return torch.sub(codes, self.zero).mul_(self.scale)
 
+    def __getitem__(self, index: int) -> Self:
+        """One of several grids that lie along the first dimension."""
+        return replace(self, scale=self.scale[index], zero=self.zero[index])
+
 
 @dataclass(frozen=True)
 class RealZeroGrid:
@@ -55,15 +61,30 @@ class RealZeroGrid:
 
     def encode(self, weights: Tensor) -> Tensor:
         """Return the nearest codes, whole float32; unlike above, scale and zero are applied before rounding."""
-        return torch.div(weights, self._divisor).add_(self.zero).round_().clamp_(0, 2**self.bits - 1)
+        return torch.div(weights, self.divisor).add_(self.zero).round_().clamp_(0, 2**self.bits - 1)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the values of codes, float32."""
         return torch.sub(codes, self.zero).mul_(self.scale)
 
+    def __getitem__(self, index: int) -> Self:
+        """One of several grids that lie along the first dimension."""
+        return replace(self, scale=self.scale[index], zero=self.zero[index])
+
     @cached_property
-    def _divisor(self) -> Tensor:
-        return self.scale.clamp(min=1e-9)  # a scale that was itself quantized may be 0
+    def divisor(self) -> Tensor:
+        """What weights are divided by: a scale that was itself quantized may be 0."""
+        return self.scale.clamp(min=1e-9)
+
+
+Grid = IntegerZeroGrid | RealZeroGrid
+
+
+def stack(grids: Sequence[IntegerZeroGrid]) -> IntegerZeroGrid:
+    """Put grids of equal shape [R] one behind the other, [G, R]."""
+    return IntegerZeroGrid(
+        torch.stack([grid.scale for grid in grids]), torch.stack([grid.zero for grid in grids]), grids[0].bits
+    )
 
 
 def stored_scale(scale: Tensor, scale_dtype: torch.dtype) -> Tensor:
@@ -81,31 +102,44 @@ def fit_integer_zero(
 
 
 def search_integer_zero(
-    weights_RK: Tensor, bits: int, *, symmetric: bool = False, scale_dtype: torch.dtype = torch.float16
+    weight_KR: Tensor,
+    bits: int,
+    *,
+    tiles: Sequence[int],
+    symmetric: bool = False,
+    scale_dtype: torch.dtype = torch.float16,
 ) -> IntegerZeroGrid:
     """Fit a grid per row by shrinking its range until the error's 2.4-norm is smallest; the widest wins ties.
 
-    Powers and sums run here, so their bits may depend on the shape: call it tile by tile.
-    weights_RK: float32, not modified. Returns scale and zero [R, 1].
+    weight_KR: float32, not modified; tiles: how many rows are searched at a time, in order: powers and
+    sums run here, whose bits may depend on the shape. Returns scale and zero [R].
     Source: SEPTQ (ghtll/SEPTQ), the `mse` option of its quantizer.
     """
-    lo, hi = _range_with_zero(*weights_RK.aminmax(dim=1, keepdim=True), symmetric)
+    found = [
+        _search_tile(tile_KT.T.contiguous(), bits, symmetric, scale_dtype)
+        for tile_KT in weight_KR.split(list(tiles), dim=1)
+    ]
+    return IntegerZeroGrid(torch.cat([grid.scale for grid in found]), torch.cat([grid.zero for grid in found]), bits)
+
+
+def _search_tile(weight_TK: Tensor, bits: int, symmetric: bool, scale_dtype: torch.dtype) -> IntegerZeroGrid:
+    lo, hi = _range_with_zero(*weight_TK.aminmax(dim=1, keepdim=True), symmetric)
     best = torch.full_like(lo, torch.inf)
     scale, zero = torch.ones_like(lo), torch.zeros_like(lo)
-    error_RK = torch.empty_like(weights_RK)
+    error_TK = torch.empty_like(weight_TK)
     for step in range(SEARCH_STEPS):
         shrink = 1 - step / 100
         candidate_scale = stored_scale((shrink * hi - shrink * lo) / (2**bits - 1), scale_dtype)
         candidate_zero = _integer_zero(shrink * lo, candidate_scale, bits, symmetric)
         # clip(round(w / s) + z, 0, max) - z, in one pass less
-        torch.div(weights_RK, candidate_scale, out=error_RK).round_()
-        error_RK.clamp_(-candidate_zero, 2**bits - 1 - candidate_zero).mul_(candidate_scale)
-        error_RK.sub_(weights_RK).abs_().pow_(SEARCH_NORM)
-        error = error_RK.sum(dim=1, keepdim=True)
+        torch.div(weight_TK, candidate_scale, out=error_TK).round_()
+        error_TK.clamp_(-candidate_zero, 2**bits - 1 - candidate_zero).mul_(candidate_scale)
+        error_TK.sub_(weight_TK).abs_().pow_(SEARCH_NORM)
+        error = error_TK.sum(dim=1, keepdim=True)
         better = error < best
         best = torch.where(better, error, best)
         scale, zero = torch.where(better, candidate_scale, scale), torch.where(better, candidate_zero, zero)
-    return IntegerZeroGrid(scale, zero, bits)
+    return IntegerZeroGrid(scale.flatten(), zero.flatten(), bits)
 
 
 def fit_real_zero(

@@ -107,8 +107,18 @@ class Factor:
     num_tokens: int
 
     @property
+    def num_columns(self) -> int:
+        return len(self.dead_I)
+
+    @property
     def num_dead(self) -> int:
         return int(self.dead_I.sum())
+
+    @property
+    def dead_columns(self) -> Tensor:
+        """Dead columns as numbered in the weight, int64 [num_dead]."""
+        columns = self.dead_I.nonzero().flatten()
+        return columns if self.order_I is None else self.order_I[columns]
 
 
 def unfactored(gram: Gram) -> Factor:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from math import prod
 
 from bitpress.artifacts import BlockReport, LedgerEntry, LinearReport
 from bitpress.jobs import canonical_json
@@ -65,10 +66,9 @@ class BlockLoop:
                 data = self.fleet.on(0, Shard.factor, tap.name, *grams)
                 facts = self.fleet.get([self.fleet.on(0, Shard.facts, data)])[0]
                 ledger += self._deviations(index, tap, facts)
-                for name in tap.linears:
-                    linear, constant_groups = self._solve(index, name, data, facts, len(linears))
+                for linear, constant_groups in self._solve(index, tap, data, facts, len(linears)):
                     linears.append(linear)
-                    ledger += _constant_groups(index, name, constant_groups)
+                    ledger += _constant_groups(index, linear.name, constant_groups)
         key = self.publisher.key_of(block_name(index))
         published: Published = self.fleet.get([self.fleet.on(0, Shard.publish, key)])[0]
         report = BlockReport(
@@ -87,29 +87,37 @@ class BlockLoop:
         )
         return self.publisher.block(key, sidecar), sidecar
 
-    def _solve(self, index: int, name: str, data: Ref, facts: TapFacts, linears_done: int) -> tuple[LinearReport, int]:
-        """Solve one linear on all shards. Returns its report and its number of constant groups."""
+    def _solve(
+        self, index: int, tap: Tap, data: Ref, facts: TapFacts, linears_done: int
+    ) -> list[tuple[LinearReport, int]]:
+        """Solve a tap's linears on all shards. Returns their reports and numbers of constant groups."""
         started = time.monotonic()
-        self.meter.linear(index, name, linears_done / len(self.plan.linear_shapes))
+        self.meter.linear(index, ", ".join(tap.linears), linears_done / len(self.plan.linear_shapes))
         agreed: Ref = None
         for _ in range(self.method.survey_rounds):
-            surveys = self.fleet.all(Shard.survey, name, data, agreed)
-            agreed = self.fleet.on(0, Shard.agree, agreed, *surveys)
-        parts = self.fleet.all(Shard.solve, name, data, agreed)
-        self.fleet.get(self.fleet.all(Shard.install, name, *parts))
-        evidence: Evidence = self.fleet.get([self.fleet.on(0, Shard.evidence, name)])[0]
-        rows, columns = evidence.shape
-        report = LinearReport(
-            name=name,
-            shape=evidence.shape,
-            bits_per_weight=evidence.stored_bits / (rows * columns),
-            relative_error=evidence.relative_error,
-            outlier_fraction=evidence.outlier_fraction,
-            damping_used=facts.damping_used,
-            num_tokens=facts.num_tokens,
-            seconds=time.monotonic() - started,
-        )
-        return report, evidence.num_constant_groups
+            surveys = self.fleet.all(Shard.survey, tap.name, data, agreed)
+            agreed = self.fleet.on(0, Shard.agree, tap.name, agreed, *surveys)
+        parts = self.fleet.all(Shard.solve, tap.name, data, agreed)
+        self.fleet.get(self.fleet.all(Shard.install, tap.name, *parts))
+        evidence: list[Evidence] = self.fleet.get([self.fleet.on(0, Shard.evidence, name) for name in tap.linears])
+        seconds = time.monotonic() - started
+        num_weights = sum(prod(found.shape) for found in evidence)
+        return [
+            (
+                LinearReport(
+                    name=name,
+                    shape=found.shape,
+                    bits_per_weight=found.stored_bits / prod(found.shape),
+                    relative_error=found.relative_error,
+                    outlier_fraction=found.outlier_fraction,
+                    damping_used=facts.damping_used,
+                    num_tokens=facts.num_tokens,
+                    seconds=seconds * prod(found.shape) / num_weights,
+                ),
+                found.num_constant_groups,
+            )
+            for name, found in zip(tap.linears, evidence, strict=True)
+        ]
 
     def _stages(self) -> Sequence[Sequence[Tap]]:
         """Taps whose Hessians come from the same forwards."""

@@ -4,7 +4,7 @@ The pieces (slices of sequences, row tiles, micro-batches) are set by the job al
 holds whole, consecutive pieces. So what is computed for a piece has the same bits on any fleet.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 NUM_SLICES = 8  # Grams are summed by slice and merged in a fixed tree; also the most devices one forward can use.
 MICRO_BATCH_TOKENS = 2048  # A forward's shape, and with it the bits of its GEMMs, must not depend on the fleet.
@@ -31,10 +31,17 @@ def micro_batches(sequences: range, size: int) -> list[range]:
     return [range(start, min(start + size, sequences.stop)) for start in range(sequences.start, sequences.stop, size)]
 
 
-def rows_of(num_rows: int, row_tile: int, num_shards: int, shard: int) -> range:
-    """Rows of one linear that a shard solves: whole tiles, so that tiles are cut alike on every fleet."""
-    tiles = share(-(-num_rows // row_tile), num_shards, shard)
-    return range(min(tiles.start * row_tile, num_rows), min(tiles.stop * row_tile, num_rows))
+def rows_of(num_rows: Mapping[str, int], row_tile: int, num_shards: int, shard: int) -> dict[str, range]:
+    """Rows of each of a tap's linears that a shard solves: whole tiles, so that tiles are cut alike on every fleet.
+
+    The linears' tiles are shared out as one list, so that small linears leave no shard idle; a linear
+    of which a shard has no rows is left out.
+    """
+    tiles = [(name, tile) for name, count in num_rows.items() for tile in micro_batches(range(count), row_tile)]
+    rows: dict[str, range] = {}
+    for name, tile in (tiles[piece] for piece in share(len(tiles), num_shards, shard)):
+        rows[name] = range(rows.get(name, tile).start, tile.stop)
+    return rows
 
 
 def tiles_of(rows: range, row_tile: int) -> Sequence[range]:

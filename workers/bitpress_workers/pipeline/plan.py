@@ -132,7 +132,7 @@ def _peak_bytes(
     inputs = [sizes.linears[tap.linears[0]][1] for tap in family.taps]
     open_taps = inputs if method.propagation == "block" else [max(inputs)]
     grams = 4 * sum(2 * width**2 for width in open_taps) + 4 * 3 * max(inputs) ** 2
-    solve = 4 * 6 * max(prod(shape) for shape in sizes.linears.values())
+    solve = 4 * 6 * max(sum(prod(sizes.linears[name]) for name in tap.linears) for tap in family.taps)
     widest = max(max(shape) for shape in sizes.linears.values())
     forward = 4 * 8 * micro_batch_size(calibration.sequence_length) * calibration.sequence_length * widest
     logits = 4 * 3 * evaluation.sequence_length * sizes.vocab_size if num_windows else 0

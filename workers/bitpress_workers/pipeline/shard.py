@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from bitpress.errors import ArtifactError, NumericalError
-from bitpress.formats import CompressedLinear, from_tensors
+from bitpress.formats import CompressedLinear, concatenate, from_tensors
 from bitpress.methods import MethodConfig
 from bitpress_service.artifactstore import ArtifactStore
 from bitpress_workers.methods import create
-from bitpress_workers.methods.base import Agreement, RowSolver, Survey
+from bitpress_workers.methods.base import Agreement, RowSolver, SolvedRows, Survey
 from bitpress_workers.models.checkpoint import Checkpoint
 from bitpress_workers.models.skeleton import Skeleton, tap_inputs
 from bitpress_workers.numerics.hessian import Factor, Gram, GramTree, reduce_tree
@@ -61,9 +61,8 @@ class TapFacts:
 class Part:
     """One shard's rows of a solved linear, with the squared output error and squared output of each row tile."""
 
-    compressed: CompressedLinear
+    solved: SolvedRows
     errors: tuple[tuple[float, float], ...]
-    num_constant_groups: int
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,7 @@ class Shard:
         dtype = torch.float32 if config.device == "cpu" else self._checkpoint.config.dtype
         self._skeleton = Skeleton(self._checkpoint, self._device, dtype)
         self._store = ArtifactStore.from_url(config.store_url)
+        self._taps = {tap.name: tap for tap in self._skeleton.family.taps}
         self._activations: dict[str, Activations] = {}
         self._block = nn.Module()
         self._block_index = -1
@@ -145,7 +145,7 @@ class Shard:
     def collect(self, taps: Sequence[str]) -> dict[str, dict[tuple[int, int], Gram]]:
         """Run the block over this shard's slices; returns, by tap, Grams of the maximal subtrees of slices."""
         trees = {tap: GramTree() for tap in taps}
-        wanted = [tap for tap in self._skeleton.family.taps if tap.name in trees]
+        wanted = [self._taps[tap] for tap in taps]
         activations = self._activations["calibration"]
         for slice_index, batches in activations.by_slice(self._config.slices).items():
             grams: dict[str, Gram] = {}
@@ -177,44 +177,45 @@ class Shard:
     def facts(self, data: TapData) -> TapFacts:
         return TapFacts(data.factor.damping_used, data.factor.num_dead, data.gram.num_tokens)
 
-    # One linear: survey, agree, solve, install.
+    # A tap's linears: survey, agree, solve, install.
 
-    def survey(self, name: str, data: TapData, agreed: Agreement | None) -> list[Survey]:
-        rows = self._rows(name)
-        return list(self._solver(name, data).survey(agreed)) if rows else []
-
-    def agree(self, agreed: Agreement | None, *surveys: Sequence[Survey]) -> Agreement:
-        return self._method.agree([survey for part in surveys for survey in part], agreed)
-
-    def solve(self, name: str, data: TapData, agreed: Agreement | None) -> Part | None:
-        """Solve this shard's rows; None when it has none."""
-        rows = self._rows(name)
+    def survey(self, tap: str, data: TapData, agreed: Mapping[str, Agreement] | None) -> dict[str, list[Survey]]:
+        """Survey this shard's rows, linear by linear."""
+        rows = self._rows(tap)
         if not rows:
-            return None
-        solver = self._solver(name, data)
-        del self._solvers[name]
-        try:
-            compressed = solver.solve(agreed)
-        except NumericalError as error:
-            raise NumericalError(f"{self._full_name(name)}: {error.message}") from error
-        weight_RI = self._weight(name)[rows.start : rows.stop]
-        errors = _tile_errors(weight_RI, compressed, data.gram, self._config.row_tile)
-        return Part(compressed, tuple(errors), solver.num_constant_groups)
+            return {}
+        surveys = self._solver(tap, data).survey(None if agreed is None else [agreed[name] for name in rows])
+        return {name: list(found) for name, found in zip(rows, surveys, strict=True)}
 
-    def install(self, name: str, *parts: Part | None) -> None:
-        """Put the solved linear, all shards' rows of it, into the block in hand."""
-        present = [part for part in parts if part is not None]
-        compressed = type(present[0].compressed).concatenate([part.compressed for part in present])
-        errors = [pair for part in present for pair in part.errors]
-        error, reference = sum(pair[0] for pair in errors), sum(pair[1] for pair in errors)
-        self._evidence[name] = Evidence(
-            shape=compressed.shape,
-            stored_bits=compressed.stored_bits(),
-            relative_error=error / reference if reference else 0.0,
-            outlier_fraction=compressed.outlier_fraction,
-            num_constant_groups=sum(part.num_constant_groups for part in present),
-        )
-        self._install(name, compressed)
+    def agree(
+        self, tap: str, agreed: Mapping[str, Agreement] | None, *surveys: Mapping[str, Sequence[Survey]]
+    ) -> dict[str, Agreement]:
+        """Merge the surveys of all shards, linear by linear."""
+        return {
+            name: self._method.agree(
+                [survey for part in surveys for survey in part.get(name, ())], agreed and agreed[name]
+            )
+            for name in self._taps[tap].linears
+        }
+
+    def solve(self, tap: str, data: TapData, agreed: Mapping[str, Agreement] | None) -> dict[str, Part]:
+        """Solve this shard's rows of a tap's linears."""
+        rows = self._rows(tap)
+        if not rows:
+            return {}
+        solver = self._solver(tap, data)
+        del self._solvers[tap]
+        try:
+            solved = solver.solve(None if agreed is None else [agreed[name] for name in rows])
+        except NumericalError as error:
+            names = ", ".join(self._full_name(name) for name in rows)
+            raise NumericalError(f"{names}: {error.message}") from error
+        return {name: self._part(name, rows[name], part, data) for name, part in zip(rows, solved, strict=True)}
+
+    def install(self, tap: str, *parts: Mapping[str, Part]) -> None:
+        """Put a tap's solved linears, all shards' rows of them, into the block in hand."""
+        for name in self._taps[tap].linears:
+            self._install_parts(name, [part[name] for part in parts if name in part])
 
     def evidence(self, name: str) -> Evidence:
         return self._evidence[name]
@@ -267,16 +268,36 @@ class Shard:
         self._compressed[name] = compressed
         self._weight(name).copy_(compressed.dequantize())
 
-    def _solver(self, name: str, data: TapData) -> RowSolver:
-        if name not in self._solvers:
-            rows = self._rows(name)
-            # A fresh tensor, so that tiles lie alike in memory on every fleet.
-            weight_RI = self._weight(name)[rows.start : rows.stop].to(torch.float32, copy=True)
-            self._solvers[name] = self._method.begin(weight_RI, data.factor, self._config.row_tile)
-        return self._solvers[name]
+    def _part(self, name: str, rows: range, solved: SolvedRows, data: TapData) -> Part:
+        weight_RI = self._weight(name)[rows.start : rows.stop]
+        return Part(solved, tuple(_tile_errors(weight_RI, solved.compressed, data.gram, self._config.row_tile)))
 
-    def _rows(self, name: str) -> range:
-        return rows_of(self._weight(name).shape[0], self._config.row_tile, self._num_shards, self._index)
+    def _install_parts(self, name: str, parts: Sequence[Part]) -> None:
+        compressed = concatenate([part.solved.compressed for part in parts])
+        errors = [pair for part in parts for pair in part.errors]
+        error, reference = sum(pair[0] for pair in errors), sum(pair[1] for pair in errors)
+        self._evidence[name] = Evidence(
+            shape=compressed.shape,
+            stored_bits=compressed.stored_bits(),
+            relative_error=error / reference if reference else 0.0,
+            outlier_fraction=compressed.outlier_fraction,
+            num_constant_groups=sum(part.solved.num_constant_groups for part in parts),
+        )
+        self._install(name, compressed)
+
+    def _solver(self, tap: str, data: TapData) -> RowSolver:
+        if tap not in self._solvers:
+            weights = [
+                # A fresh tensor, so that tiles lie alike in memory on every fleet.
+                self._weight(name)[rows.start : rows.stop].to(torch.float32, copy=True)
+                for name, rows in self._rows(tap).items()
+            ]
+            self._solvers[tap] = self._method.begin(weights, data.factor, self._config.row_tile)
+        return self._solvers[tap]
+
+    def _rows(self, tap: str) -> dict[str, range]:
+        num_rows = {name: len(self._weight(name)) for name in self._taps[tap].linears}
+        return rows_of(num_rows, self._config.row_tile, self._num_shards, self._index)
 
     def _weight(self, name: str) -> Tensor:
         return self._block.get_parameter(f"{name}.weight").data
