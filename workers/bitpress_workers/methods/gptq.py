@@ -26,10 +26,10 @@ from bitpress.formats.base import ROW_MULTIPLE
 from bitpress.formats.grouped_affine import affine_parts
 from bitpress.methods import GPTQConfig
 from bitpress_workers.methods.base import Agreement, SolvedRows, Survey, TapRows
-from bitpress_workers.numerics.column_kernels import run_solver
 from bitpress_workers.numerics.column_solver import Columns, solve_columns
-from bitpress_workers.numerics.grid import IntegerZeroGrid, fit_integer_zero, search_integer_zero, stack
+from bitpress_workers.numerics.grid import IntegerZeroGrid, fit_integer_zero, stack
 from bitpress_workers.numerics.hessian import Factor, Gram, factorize
+from bitpress_workers.numerics.kernels import run_solver, search_integer_zero
 
 
 class GPTQ:

@@ -31,10 +31,9 @@ from bitpress.formats.grouped_affine import affine_parts
 from bitpress.formats.outlier_grouped import Semantics, outlier_parts
 from bitpress.methods import SEPTQConfig
 from bitpress_workers.methods.base import SolvedRows, TapRows
-from bitpress_workers.numerics.column_kernels import run_solver
 from bitpress_workers.numerics.column_solver import Columns, solve_columns
-from bitpress_workers.numerics.grid import search_integer_zero
 from bitpress_workers.numerics.hessian import Factor, Gram, factorize
+from bitpress_workers.numerics.kernels import run_solver, search_integer_zero
 
 HALF_BITS = 16
 HIGH_BINS = 2 ** (31 - HALF_BITS)  # the sign bit is 0

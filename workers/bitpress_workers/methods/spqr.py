@@ -33,11 +33,10 @@ from bitpress.formats.outlier_grouped import outlier_parts
 from bitpress.methods import SpQRConfig
 from bitpress_workers.methods.base import SolvedRows, TapRows
 from bitpress_workers.methods.spqr_statistics import records
-from bitpress_workers.numerics.column_kernels import run_solver
 from bitpress_workers.numerics.column_solver import Columns, solve_columns
 from bitpress_workers.numerics.grid import RealZeroGrid, fit_real_zero
 from bitpress_workers.numerics.hessian import Factor, Gram, factorize
-from bitpress_workers.numerics.leave_one_out import leave_one_out_gains, replace_candidates
+from bitpress_workers.numerics.kernels import patched_range, run_solver
 
 
 @dataclass(frozen=True)
@@ -149,9 +148,10 @@ class SpQRRows:
     def _fit(self, first: int, weight_gR: Tensor, threshold_R: Tensor | None) -> RealZeroGrid:
         config, last = self._config, first + len(weight_gR)
         if threshold_R is not None and not config.simplified_outliers:
-            gains_gR = leave_one_out_gains(weight_gR, self._pivots_I[first:last], config.bits, config.symmetric)
-            weight_gR = replace_candidates(weight_gR, gains_gR > threshold_R)
-        lo_R, hi_R = weight_gR.aminmax(dim=0)
+            pivots_g = self._pivots_I[first:last]
+            lo_R, hi_R = patched_range(weight_gR, pivots_g, config.bits, config.symmetric, threshold_R)
+        else:
+            lo_R, hi_R = weight_gR.aminmax(dim=0)
         constant_R = torch.zeros_like(lo_R, dtype=torch.bool) if all(self._all_dead[first:last]) else lo_R == hi_R
         self._constant.append(constant_R)
         grid = fit_real_zero(lo_R, hi_R, config.bits, symmetric=config.symmetric, round_zero=config.round_zero)

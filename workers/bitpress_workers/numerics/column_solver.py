@@ -6,7 +6,7 @@ columns this is done at once, beyond it by one GEMM at the block's end. A method
 Columns which grids there are and which weights stay as they are.
 
 A column block falls into runs: columns whose grids are known before the first of them is solved.
-A run is what a device's kernel solves in one go (`column_kernels`); `solve_run` here is the plain
+A run is what a device's kernel solves in one go (`kernels`); `solve_run` here is the plain
 reference, which every kernel equals bit for bit.
 
 Bits do not depend on how rows are shared out: within a block only exactly rounded elementwise

@@ -47,6 +47,18 @@ def _errors(group_gR: Tensor, pivots_g: Tensor, lo_3R: Tensor, hi_3R: Tensor, bi
     return values_3gR.sub_(group_gR).div_(pivots_g[:, None]).square_()
 
 
+def patched_range(
+    weight_gR: Tensor, pivots_g: Tensor, bits: int, symmetric: bool, threshold_R: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return smallest and largest weight [R] of a group whose candidates, gains above threshold_R, are replaced.
+
+    weight_gR: float32, not modified; pivots_g: d of its columns; threshold_R: float32.
+    """
+    gains_gR = leave_one_out_gains(weight_gR, pivots_g, bits, symmetric)
+    lo_R, hi_R = replace_candidates(weight_gR, gains_gR > threshold_R).aminmax(dim=0)
+    return lo_R, hi_R
+
+
 def replace_candidates(group_gR: Tensor, candidate_gR: Tensor) -> Tensor:
     """Return the group with candidates replaced by the mean of the row's other weights (0 if there are none)."""
     total_R = sum_columns(group_gR.masked_fill(candidate_gR, 0).unbind())
