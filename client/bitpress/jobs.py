@@ -10,9 +10,10 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from bitpress.errors import InvalidJob
+from bitpress.exports import Export, check_exports
 from bitpress.methods import MethodConfig
 from bitpress.texts import Dataset, SequenceLength
 
@@ -59,15 +60,15 @@ class JobSpec(_Model):
     method: MethodConfig
     calibration: Calibration
     evaluation: Evaluation = Evaluation()
-    exports: tuple[str, ...] = ()
+    exports: tuple[Export, ...] = Field((), description="what else the result is written as, under exports/")
     devices: int | None = Field(None, ge=1, le=4096, description="number of shards; null: all devices there are")
     labels: dict[str, Annotated[str, Field(max_length=200)]] = Field(default_factory=dict, max_length=32)
 
     @field_validator("exports")
     @classmethod
-    def _exports(cls, values: tuple[str, ...]) -> tuple[str, ...]:
-        if values:
-            raise ValueError(f"no export named {values[0]!r}; this version writes the native artifact only")
+    def _exports(cls, values: tuple[Export, ...], info: ValidationInfo) -> tuple[Export, ...]:
+        if "method" in info.data:  # absent when it is itself at fault
+            check_exports(values, info.data["method"])
         return values
 
 

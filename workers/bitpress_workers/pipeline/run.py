@@ -12,12 +12,14 @@ from bitpress.errors import CalibrationError
 from bitpress.jobs import JobSpec
 from bitpress_service.artifactstore import ArtifactStore
 from bitpress_service.jobstore import BlockRecord
+from bitpress_workers.exports import check_shapes, create_target
 from bitpress_workers.methods import create
 from bitpress_workers.models.checkpoint import Checkpoint
 from bitpress_workers.models.outline import Outline
 from bitpress_workers.pipeline.calibration import calibration_tokens, evaluation_windows, tokens_sha256
 from bitpress_workers.pipeline.compress import BlockLoop, chain_root
 from bitpress_workers.pipeline.evaluate import Perplexities
+from bitpress_workers.pipeline.export import Exporter
 from bitpress_workers.pipeline.fleet import Fleet
 from bitpress_workers.pipeline.placement import micro_batches, share
 from bitpress_workers.pipeline.plan import Devices, Plan, make_plan, model_sizes, peak_resident_bytes
@@ -57,12 +59,13 @@ class Pipeline:
             with self._phase("evaluating"):
                 perplexity = Perplexities(self.fleet, self.meter, [r for r, _ in records]).run(self.windows)
             self.meter.publishing()
+            exported = self._export(records)
             peaks = [(peak_resident_bytes(), 0), *self.fleet.get(self.fleet.all(Shard.peak_bytes))]
             sidecars = [sidecar for _, sidecar in records]
             report = make_report(
                 self.spec, sidecars, perplexity, self.bytes_before, self.phases, peaks, self.site.devices.kind
             )
-            self._publish(records, report)
+            self._publish(records, report, exported)
         finally:
             self.fleet.close()
         return report
@@ -70,12 +73,14 @@ class Pipeline:
     def _prepare(self) -> None:
         spec, site = self.spec, self.site
         checkpoint = self.checkpoint = Checkpoint.open(spec.model.uri, spec.model.revision)
-        outline = Outline(checkpoint)
+        outline = self.outline = Outline(checkpoint)
         self.family, self.method = outline.family, create(spec.method)
         self.meter = ProgressMeter(site.recorder, outline.num_blocks, bool(spec.evaluation.datasets))
         self.meter.preparing()
         self._read_texts()
         sizes = model_sizes(outline, checkpoint)
+        self.targets = [create_target(name, spec.method) for name in spec.exports]
+        check_shapes(self.targets, sizes.linears)
         num_windows = sum(len(tokens_KS) for tokens_KS in self.windows.values())
         self.plan = make_plan(spec, self.method, self.family, sizes, num_windows, site.devices)
         self.bytes_before = sizes.linear_bytes
@@ -133,10 +138,18 @@ class Pipeline:
             versions={name: version(name) for name in libraries},
         )
 
-    def _publish(self, records: Sequence[tuple[BlockRecord, Sidecar]], report: Report) -> None:
-        """Everything beside the blocks, then the manifest."""
+    def _export(self, records: Sequence[tuple[BlockRecord, Sidecar]]) -> dict[ArtifactFile, str]:
+        if not self.targets:
+            return {}
+        with self._phase("exporting"):
+            return Exporter(self.targets, self.checkpoint, self.outline, self.publisher, self.meter).run(records)
+
+    def _publish(
+        self, records: Sequence[tuple[BlockRecord, Sidecar]], report: Report, exported: dict[ArtifactFile, str]
+    ) -> None:
+        """Everything beside the blocks and the exports, then the manifest."""
         publisher = self.publisher
-        files: dict[ArtifactFile, str] = {}
+        files = dict(exported)
         for record, sidecar in records:
             files[ArtifactFile(name=record.name, bytes=record.bytes, sha256=record.sha256)] = record.key
             evidence = sidecar.model_dump_json().encode()
