@@ -115,31 +115,46 @@ def search_integer_zero(
     sums run here, whose bits may depend on the shape. Returns scale and zero [R].
     Source: SEPTQ (ghtll/SEPTQ), the `mse` option of its quantizer.
     """
-    found = [
-        _search_tile(tile_KT.T.contiguous(), bits, symmetric, scale_dtype)
-        for tile_KT in weight_KR.split(list(tiles), dim=1)
-    ]
-    return IntegerZeroGrid(torch.cat([grid.scale for grid in found]), torch.cat([grid.zero for grid in found]), bits)
+    candidates = candidate_grids(weight_KR, bits, symmetric, scale_dtype)
+    by_tile = zip(
+        *(x.split(list(tiles), dim=1) for x in (weight_KR, candidates.scale, candidates.zero)),
+        strict=True,
+    )
+    best = [_best_candidate(weight_KT, scale_ST, zero_ST, bits) for weight_KT, scale_ST, zero_ST in by_tile]
+    return chosen(candidates, torch.cat(best))
 
 
-def _search_tile(weight_TK: Tensor, bits: int, symmetric: bool, scale_dtype: torch.dtype) -> IntegerZeroGrid:
-    lo, hi = _range_with_zero(*weight_TK.aminmax(dim=1, keepdim=True), symmetric)
-    best = torch.full_like(lo, torch.inf)
-    scale, zero = torch.ones_like(lo), torch.zeros_like(lo)
+def candidate_grids(weight_KR: Tensor, bits: int, symmetric: bool, scale_dtype: torch.dtype) -> IntegerZeroGrid:
+    """Return the grids of a search, scale and zero [S, R], from the whole range of a row to its smallest."""
+    lo_R, hi_R = _range_with_zero(*weight_KR.aminmax(dim=0), symmetric)
+    shrink_S = torch.tensor([1 - step / 100 for step in range(SEARCH_STEPS)], device=lo_R.device)
+    lo_SR, hi_SR = shrink_S[:, None] * lo_R, shrink_S[:, None] * hi_R
+    scale_SR = stored_scale((hi_SR - lo_SR) / (2**bits - 1), scale_dtype)
+    return IntegerZeroGrid(scale_SR, _integer_zero(lo_SR, scale_SR, bits, symmetric), bits)
+
+
+def chosen(candidates: IntegerZeroGrid, best_R: Tensor) -> IntegerZeroGrid:
+    """Return each row's candidate of index best_R, scale and zero [R]."""
+    scale_R, zero_R = (x.gather(0, best_R[None])[0] for x in (candidates.scale, candidates.zero))
+    return replace(candidates, scale=scale_R, zero=zero_R)
+
+
+def _best_candidate(weight_KT: Tensor, scale_ST: Tensor, zero_ST: Tensor, bits: int) -> Tensor:
+    """Return the index of each row's best candidate, the first of equals."""
+    weight_TK = weight_KT.T.contiguous()
+    least_T1 = weight_TK.new_full((len(weight_TK), 1), torch.inf)
+    best_T1 = torch.zeros_like(least_T1, dtype=torch.int64)
     error_TK = torch.empty_like(weight_TK)
-    for step in range(SEARCH_STEPS):
-        shrink = 1 - step / 100
-        candidate_scale = stored_scale((shrink * hi - shrink * lo) / (2**bits - 1), scale_dtype)
-        candidate_zero = _integer_zero(shrink * lo, candidate_scale, bits, symmetric)
+    for step, (scale_T1, zero_T1) in enumerate(zip(scale_ST[:, :, None], zero_ST[:, :, None], strict=True)):
         # clip(round(w / s) + z, 0, max) - z, in one pass less
-        torch.div(weight_TK, candidate_scale, out=error_TK).round_()
-        error_TK.clamp_(-candidate_zero, 2**bits - 1 - candidate_zero).mul_(candidate_scale)
+        torch.div(weight_TK, scale_T1, out=error_TK).round_()
+        error_TK.clamp_(-zero_T1, 2**bits - 1 - zero_T1).mul_(scale_T1)
         error_TK.sub_(weight_TK).abs_().pow_(SEARCH_NORM)
-        error = error_TK.sum(dim=1, keepdim=True)
-        better = error < best
-        best = torch.where(better, error, best)
-        scale, zero = torch.where(better, candidate_scale, scale), torch.where(better, candidate_zero, zero)
-    return IntegerZeroGrid(scale.flatten(), zero.flatten(), bits)
+        error_T1 = error_TK.sum(dim=1, keepdim=True)
+        better_T1 = error_T1 < least_T1  # never, where a scale was too large for its type
+        best_T1.masked_fill_(better_T1, step)
+        least_T1 = torch.where(better_T1, error_T1, least_T1)
+    return best_T1.flatten()
 
 
 def fit_real_zero(

@@ -42,6 +42,10 @@ class _Plain:
 
 
 def _of(device: torch.device) -> Kernels:
+    if device.type == "cpu":
+        from bitpress_workers.numerics.kernels import cpu
+
+        return cpu
     return _Plain()
 
 
