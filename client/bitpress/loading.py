@@ -34,6 +34,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from bitpress.artifacts import MANIFEST, Manifest
 from bitpress.errors import ArtifactError
 from bitpress.formats import CompressedLinear, Header, from_tensors, layout
+from bitpress.formats.experts import split_experts
 
 QUANT_METHOD = "bitpress"
 VARIANT = "bitpress"
@@ -150,6 +151,7 @@ class BitpressQuantizer(HfQuantizer):
     quantization_config: BitpressConfig
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
+        split_experts(model)
         for name, header in self.quantization_config.modules.items():
             try:
                 linear = model.get_submodule(name)
@@ -158,6 +160,9 @@ class BitpressQuantizer(HfQuantizer):
             if not isinstance(linear, nn.Linear) or list(linear.weight.shape) != header.get("shape"):
                 raise ArtifactError(f"{name}: expected a linear of shape {header.get('shape')}, found {linear}")
             model.set_submodule(name, PackedLinear(header, linear.bias))
+
+    def update_weight_conversions(self, weight_conversions: list[Any], model: PreTrainedModel) -> list[Any]:
+        return []  # an artifact has the model's own names; a conversion would fuse experts that were left dense
 
     def is_serializable(self) -> bool:
         return False  # saved anew it would get the file names that load without this module, with random weights

@@ -10,26 +10,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_models import CONFIGS, build
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, BloomConfig, LlamaConfig, OPTConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from bitpress.errors import ArtifactError
 from bitpress.loading import PackedLinear, load
 from bitpress.methods import MethodConfig, RTNConfig, SEPTQConfig, SpQRConfig
 from bitpress_workers.methods import compress
+from bitpress_workers.models.checkpoint import Checkpoint
+from bitpress_workers.models.outline import Outline
 
-CONFIGS: dict[str, Any] = {
-    "llama": LlamaConfig(
-        hidden_size=48, intermediate_size=100, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=64, max_position_embeddings=64, tie_word_embeddings=True,
-    ),
-    "opt": OPTConfig(
-        hidden_size=48, ffn_dim=80, num_hidden_layers=2, num_attention_heads=4, vocab_size=64,
-        max_position_embeddings=64, word_embed_proj_dim=48, tie_word_embeddings=True,
-    ),
-    "bloom": BloomConfig(hidden_size=48, n_layer=2, n_head=4, vocab_size=64, tie_word_embeddings=False),
-}  # fmt: skip
-BLOCKS = {"llama": "model.layers", "opt": "model.decoder.layers", "bloom": "transformer.h"}
 METHODS: dict[str, MethodConfig] = {
     "rtn": RTNConfig(bits=4, group_size=16),
     "spqr": SpQRConfig(bits=3, outlier_threshold=0.05),
@@ -38,42 +29,43 @@ METHODS: dict[str, MethodConfig] = {
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 
 
-def random_model(family: str) -> PreTrainedModel:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[family])
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
-            nn.init.normal_(parameter, std=0.1)
-    return model.eval()
+def write_artifact(name: str, method: MethodConfig, path: Path, left_dense: str = "") -> PreTrainedModel:
+    """Compress the linears of a small model, but for the one named, and leave the result in `path`.
 
-
-def write_artifact(model: PreTrainedModel, family: str, method: MethodConfig, path: Path) -> None:
-    """Compress a model's linears, leave the result in `path`, and give the model the values that are stored."""
-    (path / "blocks").mkdir(parents=True)
-    prefix = BLOCKS[family]
-    files: dict[str, dict[str, Tensor]] = {}
+    Returns transformers' own model of a checkpoint with the values that are stored.
+    """
+    dense = path.with_name("dense")
+    build(name).save_pretrained(dense)
+    checkpoint = Checkpoint.open(str(dense))
+    outline, values = Outline(checkpoint), checkpoint.read(checkpoint.tensors)
+    files = {"skeleton.safetensors": {ours: values[theirs] for ours, theirs in outline.outer_tensor_names().items()}}
     headers: dict[str, Any] = {}
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight" and model.config.tie_word_embeddings:
-            continue
-        module = name.rpartition(".")[0]
-        index = name.removeprefix(prefix + ".").partition(".")[0]
-        inside = name.startswith(prefix + ".")
-        tensors = files.setdefault(f"blocks/{int(index):05d}.safetensors" if inside else "skeleton.safetensors", {})
-        if inside and name.endswith(".weight") and isinstance(model.get_submodule(module), nn.Linear):
-            linear = compress(tensor, torch.eye(tensor.shape[1]), method)
+    for index in range(outline.num_blocks):
+        tensors = files.setdefault(f"blocks/{index:05d}.safetensors", {})
+        linears = {f"{outline.block_name(index)}.{name}" for tap in outline.taps(index) for name in tap.linears}
+        for ours, theirs in outline.block_tensor_names(index).items():
+            module, _, kind = ours.rpartition(".")
+            if module not in linears or module == left_dense or kind != "weight":
+                tensors[ours] = values[theirs]
+                continue
+            linear = compress(values[theirs], torch.eye(values[theirs].shape[1]), method)
             headers[module] = linear.header()
             tensors |= {f"{module}.{suffix}": stored for suffix, stored in linear.tensors().items()}
-            tensor.copy_(linear.dequantize())
-        else:
-            tensors[name] = tensor.clone()
+            values[theirs] = linear.dequantize()
+    save_file(values, dense / "model.safetensors", metadata={"format": "pt"})
+    write_files(path, files, dense / "config.json", headers)
+    return AutoModelForCausalLM.from_pretrained(dense, dtype=torch.float32)
+
+
+def write_files(path: Path, files: dict[str, dict[str, Tensor]], config: Path, headers: dict[str, Any]) -> None:
+    (path / "blocks").mkdir(parents=True)
     for file, tensors in files.items():
         save_file(tensors, path / file)
     weight_map = {name: file for file, tensors in files.items() for name in tensors}
     write_json(path / "model.safetensors.index.bitpress.json", {"metadata": {}, "weight_map": weight_map})
-    config = model.config.to_dict() | {"architectures": [type(model).__name__], "dtype": "float16"}
-    config["quantization_config"] = {"quant_method": "bitpress", "version": 1, "modules": headers}
-    write_json(path / "config.json", config)
+    quantization = {"quant_method": "bitpress", "version": 1, "modules": headers}
+    changes = {"dtype": "float16", "quantization_config": quantization}
+    write_json(path / "config.json", json.loads(config.read_text()) | changes)
     write_manifest(path)
 
 
@@ -101,20 +93,30 @@ def write_manifest(path: Path) -> None:
 
 @pytest.fixture
 def artifact(tmp_path: Path) -> Path:
-    write_artifact(random_model("llama"), "llama", METHODS["spqr"], tmp_path / "artifact")
+    write_artifact("llama-tied", METHODS["spqr"], tmp_path / "artifact")
     return tmp_path / "artifact"
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", CONFIGS)
-def test_a_loaded_model_computes_with_the_stored_weights(family: str, method: str, tmp_path: Path) -> None:
-    dense = random_model(family)
-    write_artifact(dense, family, METHODS[method], tmp_path / "artifact")
+@pytest.mark.parametrize(
+    ("name", "method"), [*((name, "rtn") for name in CONFIGS), ("llama", "spqr"), ("opt", "septq"), ("mixtral", "spqr")]
+)
+def test_a_loaded_model_computes_with_the_stored_weights(name: str, method: str, tmp_path: Path) -> None:
+    dense = write_artifact(name, METHODS[method], tmp_path / "artifact")
     loaded = load(tmp_path / "artifact")
-    packed = [module for module in loaded.modules() if isinstance(module, PackedLinear)]
-    assert len(packed) == 2 * {"llama": 7, "opt": 6, "bloom": 4}[family]
+    headers = json.loads((tmp_path / "artifact/config.json").read_text())["quantization_config"]["modules"]
+    packed = {name for name, module in loaded.named_modules() if isinstance(module, PackedLinear)}
+    assert packed == set(headers)
     with torch.no_grad():
-        assert torch.equal(loaded(TOKENS).logits, dense(TOKENS).logits)
+        torch.testing.assert_close(loaded(TOKENS).logits, dense(TOKENS).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_an_expert_that_was_left_dense_loads(tmp_path: Path) -> None:
+    expert = "model.layers.1.mlp.experts.2.up_proj"
+    dense = write_artifact("qwen3_moe", METHODS["rtn"], tmp_path / "artifact", left_dense=expert)
+    loaded = load(tmp_path / "artifact")
+    assert isinstance(loaded.get_submodule(expert), nn.Linear)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(TOKENS).logits, dense(TOKENS).logits, rtol=1e-5, atol=1e-5)
 
 
 def test_a_loaded_model_generates(artifact: Path) -> None:
@@ -177,7 +179,7 @@ def test_a_missing_norm_is_an_error(artifact: Path) -> None:
 
 def test_a_left_over_tensor_is_an_error(artifact: Path) -> None:
     file = artifact / "blocks/00001.safetensors"
-    save_file(load_file(file) | {"model.layers.1.mlp.up_proj.weight": torch.zeros(100, 48)}, file)
+    save_file(load_file(file) | {"model.layers.1.mlp.up_proj.weight": torch.zeros(44, 32)}, file)
     with pytest.raises(ArtifactError, match=r"unexpected keys: model.layers.1.mlp.up_proj.weight"):
         load(artifact, verify=False)
 
@@ -185,7 +187,7 @@ def test_a_left_over_tensor_is_an_error(artifact: Path) -> None:
 def test_a_tensor_of_another_shape_is_an_error(artifact: Path) -> None:
     file = artifact / "blocks/00001.safetensors"
     name = "model.layers.1.mlp.up_proj.codes"
-    save_file(load_file(file) | {name: torch.zeros(100, 3, dtype=torch.uint8)}, file)
+    save_file(load_file(file) | {name: torch.zeros(44, 3, dtype=torch.uint8)}, file)
     with pytest.raises(ArtifactError, match="mismatch"):
         load(artifact, verify=False)
 

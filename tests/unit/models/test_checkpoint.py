@@ -167,7 +167,8 @@ def test_config_that_would_run_code_or_is_compressed(llama: Path, changes: dict[
     ("changes", "message"),
     [
         ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "is not a decoder language model"),
-        ({"model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"]}, "has no description here"),
+        ({"model_type": "mamba", "architectures": ["MambaForCausalLM"]}, "has no description here"),
+        ({"model_type": "no-such", "architectures": ["NoSuchForCausalLM"]}, "has no description here"),
     ],
 )
 def test_family_that_is_not_known(llama: Path, changes: dict[str, Any], message: str) -> None:
@@ -178,8 +179,34 @@ def test_family_that_is_not_known(llama: Path, changes: dict[str, Any], message:
 
     assert f"model_type {changes['model_type']!r}" in caught.value.message
     assert message in caught.value.message
-    assert "llama, mistral, qwen2, qwen3, opt, bloom" in caught.value.message
+    assert "the families known are llama, mistral, qwen2, qwen3, gemma" in caught.value.message
     assert "models/family.py" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (
+            {"model_type": "diffllama", "architectures": ["DiffLlamaForCausalLM"], "num_hidden_layers": 2},
+            "its blocks seem to be model.layers, the first of them with the linears self_attn.q_proj, ",
+        ),
+        (
+            {"model_type": "flex_olmo", "architectures": ["FlexOlmoForCausalLM"], "num_hidden_layers": 1},
+            "mlp.experts.*.gate_proj, mlp.experts.*.up_proj, mlp.experts.*.down_proj",
+        ),
+        (
+            {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_layer": 2},
+            "its blocks, transformer.h, hold matrices as [in, out] in Conv1D modules; only nn.Linear is compressed",
+        ),
+    ],
+)
+def test_unknown_decoder_is_sketched(tmp_path: Path, config: dict[str, Any], words: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    with pytest.raises(UnsupportedModel) as caught:
+        Checkpoint.open(str(tmp_path))
+
+    assert words in caught.value.message
 
 
 def test_companion_files_are_neither_weights_nor_code(llama: Path) -> None:

@@ -19,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from bitpress.errors import CheckpointError
-from bitpress_workers.models.family import family_of
+from bitpress.errors import CheckpointError, UnsupportedModel
+from bitpress_workers.models.family import family_of, is_decoder
+from bitpress_workers.models.sketch import sketch
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -45,7 +46,7 @@ DOWNLOADS = [
 # Private keys that transformers itself has written into config.json; any other may steer which code runs.
 PRIVATE_KEYS = {
     "_name_or_path", "_model_name_or_path", "_commit_hash", "_num_labels", "_attn_implementation_autoset",
-    "_remove_final_layer_norm",
+    "_remove_final_layer_norm", "_sliding_window_pattern",
 }  # fmt: skip
 REFUSED_KEYS = {
     "auto_map": "names code to run; remote code is never run",
@@ -135,7 +136,11 @@ def _read_config(path: Path) -> PreTrainedConfig:
     model_type, architectures = raw.get("model_type"), raw.get("architectures") or []
     if not isinstance(model_type, str) or not all(isinstance(name, str) for name in architectures):
         raise CheckpointError(f"{path / 'config.json'}: expected a string model_type, found {model_type!r}")
-    family_of(model_type, architectures)
+    try:
+        family_of(model_type, architectures)
+    except UnsupportedModel as error:
+        seen = sketch(path) if is_decoder(architectures) else ""
+        raise UnsupportedModel(f"{error.message}; {seen}" if seen else error.message) from None
     try:
         return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever the values of a stranger make the library raise

@@ -9,8 +9,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from bitpress.errors import CheckpointError, UnsupportedModel
+from bitpress.formats.experts import split_experts
 from bitpress_workers.models.checkpoint import Checkpoint
-from bitpress_workers.models.family import Family, family_of
+from bitpress_workers.models.family import Family, Tap, family_of
 
 
 class Outline:
@@ -29,9 +30,10 @@ class Outline:
                 self._model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
         except Exception as error:  # whatever the values of a stranger make the library raise
             raise CheckpointError(f"{checkpoint.path}: no model can be built from its config: {error}") from error
+        split_experts(self._model)
         self._model.requires_grad_(False)
         self._checkpoint = checkpoint
-        self._names = _match_names(self._model, checkpoint)
+        self._names = _match_names(self._model, self.family, checkpoint)
         # With its blocks taken out, what is left of the model is what comes before and after them.
         self._blocks: nn.ModuleList = self._model.get_submodule(self.family.blocks)
         self._set_blocks([])
@@ -44,6 +46,14 @@ class Outline:
     def block_name(self, index: int) -> str:
         """Name of a block inside the model, such as "model.layers.3"."""
         return f"{self.family.blocks}.{index}"
+
+    def stages(self, index: int) -> tuple[tuple[Tap, ...], ...]:
+        """A block's taps in execution order; those of one stage do not feed each other."""
+        return self.family.stages(self._blocks[index])
+
+    def taps(self, index: int) -> tuple[Tap, ...]:
+        """A block's taps, stage after stage."""
+        return tuple(tap for stage in self.stages(index) for tap in stage)
 
     def block_tensor_names(self, index: int) -> dict[str, str]:
         """A block's tensors: full name inside the model, such as "model.layers.3.mlp.up_proj.weight", to the
@@ -61,8 +71,8 @@ class Outline:
         self._model.set_submodule(self.family.blocks, nn.ModuleList(blocks))
 
 
-def _match_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str]:
-    """Map the model's tensor names to the checkpoint's, which may lack the base model's prefix.
+def _match_names(model: PreTrainedModel, family: Family, checkpoint: Checkpoint) -> dict[str, str]:
+    """Map the model's tensor names to the checkpoint's, which may be the family's own and lack the base model's prefix.
 
     A checkpoint saved from OPTModel has "decoder.layers.0..." for "model.decoder.layers.0...".
     Tensors the model does not know are left out; a tied weight may be missing.
@@ -70,7 +80,8 @@ def _match_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, st
     expected, prefix = model.state_dict(), f"{model.base_model_prefix}."
     names: dict[str, str] = {}
     for ours, tensor in expected.items():
-        theirs = next((name for name in (ours, ours.removeprefix(prefix)) if name in checkpoint.tensors), None)
+        candidates = [name for full in (ours, family.stored_name(ours)) for name in (full, full.removeprefix(prefix))]
+        theirs = next((name for name in candidates if name in checkpoint.tensors), None)
         if theirs is not None:
             _check_tensor(checkpoint, theirs, tensor)
             names[ours] = theirs
@@ -95,12 +106,12 @@ def _check_tensor(checkpoint: Checkpoint, name: str, expected: torch.Tensor) -> 
 
 
 def _check_taps(family: Family, blocks: nn.ModuleList) -> None:
-    """Refuse a model whose blocks have other linears than the family's description."""
-    described = {name for tap in family.taps for name in tap.linears}
+    """Refuse a model whose blocks have other matrices than the family's description: none is left dense unsaid."""
     for index, block in enumerate(blocks):
-        found = {name for name, module in block.named_modules() if isinstance(module, nn.Linear)}
-        if found != described:
+        linears = {name for stage in family.stages(block) for tap in stage for name in tap.linears}
+        matrices = {name.rpartition(".")[0] for name, tensor in block.named_parameters() if tensor.dim() > 1}
+        if matrices - set(family.kept_dense) != linears:
             raise UnsupportedModel(
                 f"{family.blocks}.{index}: the family {family.model_type} is described with the linears "
-                f"{sorted(described)}, found {sorted(found)}"
+                f"{sorted(linears)}, found {sorted(matrices)}"
             )

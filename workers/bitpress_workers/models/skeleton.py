@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from bitpress.errors import CalibrationError, CheckpointError, UnsupportedModel
 from bitpress_workers.models.checkpoint import Checkpoint
@@ -46,7 +47,8 @@ class Skeleton(Outline):
         with; these depend on the tokens' shape alone. Raises CalibrationError when the model has fewer
         positions than S.
         """
-        positions = getattr(self._model.config, "max_position_embeddings", None)
+        config = self._model.config
+        positions = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
         if positions is not None and tokens_BS.shape[1] > positions:
             raise CalibrationError(f"sequences of {tokens_BS.shape[1]} tokens; the model has {positions} positions")
         recorders = [_Recorder(self.family.returns_tuple) for _ in range(self.num_blocks)]
@@ -71,12 +73,16 @@ class Skeleton(Outline):
         block.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, assign=True)
         return block.eval().requires_grad_(False).to(self._device)
 
-    @torch.no_grad()
-    def run_block(self, block: nn.Module, index: int, hidden_BSD: Tensor, arguments: Arguments) -> Tensor:
+    def run_block(self, block: Callable[..., Any], index: int, hidden_BSD: Tensor, arguments: Arguments) -> Tensor:
         """Return the output [B, S, D] of block number `index`; `arguments` as `enter` gave them for this shape."""
         output = block(hidden_BSD, **arguments[index])
         output_BSD: Tensor = output[0] if self.family.returns_tuple else output
         return output_BSD
+
+    def assemble(self) -> PreTrainedModel:
+        """Read all blocks; returns the whole model, which the skeleton must not be used beside."""
+        self._set_blocks(self.load_block(index) for index in range(self.num_blocks))
+        return self._model
 
     def outer_tensors(self) -> dict[str, Tensor]:
         """Read everything outside the blocks as stored, under the model's names."""
@@ -100,10 +106,10 @@ class Skeleton(Outline):
 def tap_inputs(block: nn.Module, taps: Sequence[Tap], sink: Callable[[str, Tensor], None]) -> Iterator[None]:
     """Within the context, each forward of `block` hands each tap's input to sink(tap name, x_TI).
 
-    All linears of a tap get the same input, so its first one is listened to. Raises UnsupportedModel
-    at the end when a tap's linear was never called as a module.
+    All linears of a tap get the same input, so its first one is listened to. A routed tap that no token
+    reaches is silent. Raises UnsupportedModel at the end when another's linear was never called as a module.
     """
-    silent = {tap.name: tap.linears[0] for tap in taps}
+    silent = {tap.name: tap.linears[0] for tap in taps if not tap.routed}
 
     def listener(tap: Tap) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def listen(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
