@@ -53,11 +53,14 @@ class LinearReport(_Model):
 
 
 class BlockReport(_Model):
+    """The evidence for one block. `training_losses`: mean of each epoch, of a method that trains blocks."""
+
     index: int
     sha256: Sha256
     bytes: int
     seconds: float
     linears: tuple[LinearReport, ...]
+    training_losses: tuple[float, ...] = ()
 
     @property
     def relative_error(self) -> float:

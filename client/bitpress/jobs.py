@@ -117,7 +117,7 @@ TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
     JobState.CANCELLED: frozenset(),
 }
 
-Phase = Literal["preparing", "calibrating", "evaluating", "publishing"]
+Phase = Literal["preparing", "restoring", "calibrating", "evaluating", "publishing"]
 
 
 class Progress(_Model):

@@ -119,7 +119,7 @@ class LoRAPreprocessing(_Config):
     """PTQ1.61's restorative stage: an adapter trained on the first pass's model and merged, then a second pass."""
 
     rank: int = Field(64, ge=1, le=1024)
-    alpha: float = Field(16, gt=0)
+    alpha: int = Field(16, ge=1, description="the adapter counts alpha / rank times")
     steps: int = Field(10000, ge=1, description="optimizer steps, of two documents each")
     learning_rate: float = Field(1e-4, gt=0)
     dataset: Dataset | None = Field(None, description="text to train on; null: that of the calibration")
@@ -143,11 +143,12 @@ def _check_groups(group_size: int | None, column_block: int) -> None:
         raise ValueError(f"column_block {column_block} and group_size {group_size}: one must divide the other")
 
 
-MethodConfig = Annotated[RTNConfig | GPTQConfig | SpQRConfig | SEPTQConfig, Field(discriminator="kind")]
+MethodConfig = Annotated[RTNConfig | GPTQConfig | SpQRConfig | SEPTQConfig | PTQ161Config, Field(discriminator="kind")]
 
-METHODS: dict[str, type[RTNConfig] | type[GPTQConfig] | type[SpQRConfig] | type[SEPTQConfig]] = {
+METHODS: dict[str, type[RTNConfig] | type[GPTQConfig] | type[SpQRConfig] | type[SEPTQConfig] | type[PTQ161Config]] = {
     "rtn": RTNConfig,
     "gptq": GPTQConfig,
     "spqr": SpQRConfig,
     "septq": SEPTQConfig,
+    "ptq161": PTQ161Config,
 }

@@ -126,6 +126,7 @@ def _run(order: Order, recorder: JobRecorder) -> None:
             store_url=order.storage_url,
             key_of=partial(job_key, job.tenant, job.id, order.fence),
             recorder=recorder,
+            scratch=Path(order.scratch) / "restoring",
         )
         Pipeline(job.spec, site).run()
 

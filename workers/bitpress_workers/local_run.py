@@ -77,6 +77,7 @@ def _run_in(directory: Path, spec: JobSpec, show: Callable[[Progress], None]) ->
         store_url=directory.resolve().as_uri(),
         key_of=str,
         recorder=DirectoryRecorder(directory, show),
+        scratch=directory.resolve() / ".restoring",
     )
     report = Pipeline(spec, site).run()
     (directory / MARKER).unlink()

@@ -12,6 +12,7 @@ from bitpress.artifacts import ArtifactFile, Report
 from bitpress.cli.app import RESULTS, JobId, JobIds, Json, app
 from bitpress.cli.output import plain_table, print_json, print_table, say, size
 from bitpress.client import Client
+from bitpress.methods import MethodConfig, PTQ161Config
 from bitpress.progress import duration
 
 
@@ -46,7 +47,7 @@ def summary(report: Report) -> dict[str, str]:
     weights = [linear.shape[0] * linear.shape[1] for linear in linears]
     outliers = sum(linear.outlier_fraction * count for linear, count in zip(linears, weights, strict=True))
     return {
-        "method": f"{report.spec.method.kind}, {report.spec.method.bits} bits",
+        "method": _method(report.spec.method),
         "bits per weight": f"{report.bits_per_weight:.3f}",
         "bytes before": size(report.bytes_before),
         "bytes after": size(report.bytes_after),
@@ -60,6 +61,10 @@ def summary(report: Report) -> dict[str, str]:
         "peak memory": size(report.peak_bytes),
         "deviations": str(len(report.ledger)),
     }
+
+
+def _method(config: MethodConfig) -> str:
+    return config.kind if isinstance(config, PTQ161Config) else f"{config.kind}, {config.bits} bits"
 
 
 @app.command(rich_help_panel=RESULTS)

@@ -8,12 +8,14 @@ from bitpress.errors import ArtifactError
 from bitpress.formats.base import CompressedLinear, Header, Layout
 from bitpress.formats.grouped_affine import GroupedAffine
 from bitpress.formats.outlier_grouped import OutlierGrouped
+from bitpress.formats.salient_binary import SalientBinary
 
 __all__ = [
-    "CompressedLinear", "GroupedAffine", "Header", "Layout", "OutlierGrouped", "concatenate", "from_tensors", "layout",
+    "CompressedLinear", "GroupedAffine", "Header", "Layout", "OutlierGrouped", "SalientBinary", "concatenate",
+    "from_tensors", "layout",
 ]  # fmt: skip
 
-FORMATS: dict[str, type[CompressedLinear]] = {cls.format: cls for cls in (GroupedAffine, OutlierGrouped)}
+FORMATS: dict[str, type[CompressedLinear]] = {cls.format: cls for cls in (GroupedAffine, OutlierGrouped, SalientBinary)}
 
 
 def layout(header: Header) -> Layout:

@@ -1,9 +1,10 @@
 """One shard's sequences on their way through the network, in fixed micro-batches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bitpress_workers.models.skeleton import Arguments, Skeleton
@@ -25,6 +26,10 @@ class Activations:
             # Masks, positions and the like depend on the shape alone: without padding all sequences are alike.
             self._arguments.setdefault(tokens_BS.shape, arguments)
 
+    def __len__(self) -> int:
+        """Number of micro-batches."""
+        return len(self._batches)
+
     def by_slice(self, slices: Sequence[range]) -> Mapping[int, list[int]]:
         """Micro-batches of each slice that is here; a micro-batch never lies in two slices."""
         return {
@@ -36,11 +41,15 @@ class Activations:
     def size(self, batch: int) -> int:
         return len(self._batches[batch])
 
-    def forward(self, block: nn.Module, block_index: int, batch: int) -> Tensor:
+    def hidden(self, batch: int) -> Tensor:
+        return self._hidden[batch]
+
+    def forward(self, block: Callable[..., Any], block_index: int, batch: int) -> Tensor:
+        """Return a block's output for a micro-batch; with a gradient where the block's weights have one."""
         arguments = self._arguments[self._tokens[batch].shape]
         return self._skeleton.run_block(block, block_index, self._hidden[batch], arguments)
 
-    def advance(self, block: nn.Module, block_index: int) -> bool:
+    def advance(self, block: Callable[..., Any], block_index: int) -> bool:
         """Replace every micro-batch by the block's output. Returns whether all of it is finite."""
         finite = True
         for batch in range(len(self._batches)):

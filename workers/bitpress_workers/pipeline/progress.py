@@ -6,17 +6,23 @@ from dataclasses import dataclass, field
 from bitpress.jobs import Phase, Progress
 from bitpress_workers.pipeline.publish import Recorder
 
-# Share of a job's time, from runs of the demo; only the estimate of the time left depends on it.
+# Shares of a job's time, from runs of the demo; only the estimate of the time left depends on them.
 CALIBRATION_SHARE = 0.8
+FIRST_PASS_SHARE, RESTORING_SHARE = 0.3, 0.4  # of a job with preprocessing
 
 
 @dataclass
 class ProgressMeter:
-    """Reports to the recorder before each block and linear, which is where a cancel is noticed."""
+    """Reports to the recorder before each block and linear, which is where a cancel is noticed.
+
+    compressing: what going through the blocks is called. span: the part of the job that is metered.
+    """
 
     recorder: Recorder
     num_blocks: int
     evaluates: bool
+    compressing: Phase = "calibrating"
+    span: tuple[float, float] = (0.0, 1.0)
     blocks_done: int = 0
     _started: float = field(default_factory=time.monotonic)
     _first_fraction: float | None = None
@@ -31,7 +37,10 @@ class ProgressMeter:
     def linear(self, block: int, name: str | None, share_of_block: float) -> None:
         self.blocks_done = block
         share = CALIBRATION_SHARE if self.evaluates else 1.0
-        self._report("calibrating", name, share * (block + share_of_block) / self.num_blocks)
+        self._report(self.compressing, name, share * (block + share_of_block) / self.num_blocks)
+
+    def restoring(self, step: int, num_steps: int) -> None:
+        self._report("restoring", None, step / num_steps)
 
     def evaluated(self, block: int) -> None:
         self.blocks_done = self.num_blocks
@@ -44,6 +53,7 @@ class ProgressMeter:
 
     def _report(self, phase: Phase, linear: str | None, fraction: float) -> None:
         now = time.monotonic()
+        fraction = self.span[0] + (self.span[1] - self.span[0]) * fraction
         if self._first_fraction is None and phase != "preparing":
             self._first_fraction, self._started = fraction, now
         gained = fraction - (self._first_fraction or 0.0)

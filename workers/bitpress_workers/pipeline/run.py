@@ -1,19 +1,23 @@
 """One job, in a straight line: plan, tokens, compress block by block, evaluate, report, manifest last."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from pathlib import Path
 
 from bitpress.artifacts import REPORT, ArtifactFile, Report
 from bitpress.errors import CalibrationError
 from bitpress.jobs import JobSpec
+from bitpress.methods import LoRAPreprocessing
 from bitpress_service.artifactstore import ArtifactStore
 from bitpress_service.jobstore import BlockRecord
 from bitpress_workers.exports import check_shapes, create_target
 from bitpress_workers.methods import create
+from bitpress_workers.methods.block_base import BlockMethod
 from bitpress_workers.models.checkpoint import Checkpoint
 from bitpress_workers.models.outline import Outline
 from bitpress_workers.pipeline.calibration import calibration_tokens, evaluation_windows, tokens_sha256
@@ -23,10 +27,12 @@ from bitpress_workers.pipeline.export import Exporter
 from bitpress_workers.pipeline.fleet import Fleet
 from bitpress_workers.pipeline.placement import micro_batches, share
 from bitpress_workers.pipeline.plan import Devices, Plan, make_plan, model_sizes, peak_resident_bytes
-from bitpress_workers.pipeline.progress import ProgressMeter
+from bitpress_workers.pipeline.preprocessing import Unrecorded, restore, training_documents
+from bitpress_workers.pipeline.progress import FIRST_PASS_SHARE, RESTORING_SHARE, ProgressMeter
 from bitpress_workers.pipeline.publish import Publisher, Recorder, Sidecar, block_name, sidecar_name
 from bitpress_workers.pipeline.report import make_report, to_markdown
 from bitpress_workers.pipeline.shard import Published, Shard, ShardConfig
+from bitpress_workers.pipeline.solving import BlockTrainer, Solver, TapSolver
 
 OUTER = "skeleton.safetensors"
 INDEX = "model.safetensors.index.bitpress.json"
@@ -34,13 +40,17 @@ INDEX = "model.safetensors.index.bitpress.json"
 
 @dataclass(frozen=True)
 class Site:
-    """Where a job runs and where its results go; none of it changes a bit of them."""
+    """Where a job runs and where its results go; none of it changes a bit of them.
+
+    scratch: a directory of this attempt alone, made when it is needed and removed in the end.
+    """
 
     devices: Devices
     make_fleet: Callable[[ShardConfig, int], Fleet]
     store_url: str
     key_of: Callable[[str], str]
     recorder: Recorder
+    scratch: Path
 
 
 @dataclass
@@ -54,8 +64,13 @@ class Pipeline:
         with self._phase("preparing"):
             self._prepare()
         try:
+            if self.preprocessing:
+                with self._phase("restoring"):
+                    self._restore(self.preprocessing)
             with self._phase("calibrating"):
-                records = self._compress()
+                records = self._compress(self.publisher, self.meter)
+            if self.preprocessing:
+                self._open(self.checkpoint.path, self.site.store_url)  # quality is measured against the original
             with self._phase("evaluating"):
                 perplexity = Perplexities(self.fleet, self.meter, [r for r, _ in records]).run(self.windows)
             self.meter.publishing()
@@ -68,6 +83,7 @@ class Pipeline:
             self._publish(records, report, exported)
         finally:
             self.fleet.close()
+            shutil.rmtree(self.site.scratch, ignore_errors=True)
         return report
 
     def _prepare(self) -> None:
@@ -75,6 +91,7 @@ class Pipeline:
         checkpoint = self.checkpoint = Checkpoint.open(spec.model.uri, spec.model.revision)
         outline = self.outline = Outline(checkpoint)
         self.family, self.method = outline.family, create(spec.method)
+        self.preprocessing: LoRAPreprocessing | None = getattr(spec.method, "preprocessing", None)
         self.meter = ProgressMeter(site.recorder, outline.num_blocks, bool(spec.evaluation.datasets))
         self.meter.preparing()
         self._read_texts()
@@ -108,23 +125,45 @@ class Pipeline:
             name: evaluation_windows(name, evaluation.sequence_length, evaluation.max_sequences, tokenizer)
             for name in evaluation.datasets
         }
+        if self.preprocessing:
+            dataset = self.preprocessing.dataset or spec.calibration.dataset
+            positions = getattr(self.checkpoint.config, "max_position_embeddings", None)
+            self.documents = training_documents(self.preprocessing, dataset, positions, tokenizer)
 
-    def _compress(self) -> list[tuple[BlockRecord, Sidecar]]:
-        fleet, plan, method = self.fleet, self.plan, self.spec.method
-        fleet.get(fleet.all(Shard.start, "calibration", self.tokens, _calibration_groups(plan, fleet.size)))
-        loop = BlockLoop(
-            fleet=fleet,
-            plan=plan,
-            family=self.family,
-            method=self.method,
-            damping=getattr(method, "damping", None),
-            publisher=self.publisher,
-            meter=self.meter,
-            root=self._chain_root(),
-        )
-        records = loop.run()
-        fleet.get(fleet.all(Shard.stop, "calibration"))
+    def _restore(self, config: LoRAPreprocessing) -> None:
+        """Compress the model, train an adapter on the result, and make the merged model what the shards read."""
+        scratch, meter = self.site.scratch, self.meter
+        shutil.rmtree(scratch, ignore_errors=True)  # of an attempt that was killed
+        first, middle = FIRST_PASS_SHARE, RESTORING_SHARE
+        meters = [replace(meter, compressing="restoring", span=span) for span in ((0.0, first), (first, middle))]
+        self.meter = replace(meter, span=(middle, 1.0))
+        store_url = (scratch / "first").as_uri()
+        self._open(self.checkpoint.path, store_url)
+        store = Publisher(ArtifactStore.from_url(store_url), str, Unrecorded(self.site.recorder))
+        records = [record for record, _ in self._compress(store, meters[0])]
+        restore(self.fleet, config, records, self.documents, scratch / "restored", meters[1])
+        self._open(scratch / "restored", self.site.store_url)
+
+    def _open(self, model_path: Path, store_url: str) -> None:
+        """Let all shards read this checkpoint and write into this store."""
+        for shard in range(self.fleet.size):  # one after the other: a model is built by patching torch
+            self.fleet.get([self.fleet.on(shard, Shard.open, str(model_path), store_url)])
+
+    def _compress(self, publisher: Publisher, meter: ProgressMeter) -> list[tuple[BlockRecord, Sidecar]]:
+        fleet, plan, solver = self.fleet, self.plan, self._solver(meter)
+        for stream in solver.streams:
+            fleet.get(fleet.all(Shard.start, stream, self.tokens, _calibration_groups(plan, fleet.size)))
+        records = BlockLoop(fleet, plan, solver, publisher, meter, self._chain_root()).run()
+        for stream in solver.streams:
+            fleet.get(fleet.all(Shard.stop, stream))
         return records
+
+    def _solver(self, meter: ProgressMeter) -> Solver:
+        """How the method compresses a block in hand."""
+        if isinstance(self.method, BlockMethod):
+            return BlockTrainer(self.fleet, self.method, meter)
+        damping = getattr(self.spec.method, "damping", None)
+        return TapSolver(self.fleet, self.plan, self.family, self.method, damping, meter)
 
     def _chain_root(self) -> str:
         libraries = ("bitpress", "torch", "transformers")

@@ -5,27 +5,38 @@ but that there are `num_shards` of them.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from bitpress.errors import ArtifactError, NumericalError
-from bitpress.formats import CompressedLinear, concatenate, from_tensors
-from bitpress.methods import MethodConfig
+from bitpress.errors import NumericalError
+from bitpress.formats import CompressedLinear, concatenate
+from bitpress.methods import LoRAPreprocessing, MethodConfig
 from bitpress_service.artifactstore import ArtifactStore
 from bitpress_workers.methods import create
-from bitpress_workers.methods.base import Agreement, RowSolver, SolvedRows, Survey
+from bitpress_workers.methods.base import Agreement, Method, RowSolver, SolvedRows, Survey
+from bitpress_workers.methods.block_base import BlockMethod
 from bitpress_workers.models.checkpoint import Checkpoint
 from bitpress_workers.models.skeleton import Skeleton, tap_inputs
-from bitpress_workers.numerics.hessian import Factor, Gram, GramTree, reduce_tree
+from bitpress_workers.numerics.hessian import Gram, GramTree, reduce_tree
 from bitpress_workers.pipeline.activations import Activations
-from bitpress_workers.pipeline.placement import rows_of, tiles_of
+from bitpress_workers.pipeline.block_file import read_linears, tensors_sha256, write_block
+from bitpress_workers.pipeline.block_training import (
+    BlockTraining,
+    Surveys,
+    TrainedPart,
+    TrainingState,
+    begin,
+    pass_reference,
+)
+from bitpress_workers.pipeline.evidence import Evidence, Part, TapData, TapFacts, tile_errors
+from bitpress_workers.pipeline.placement import rows_of
 from bitpress_workers.pipeline.plan import peak_resident_bytes
+from bitpress_workers.pipeline.restoration import Restoration, save_checkpoint
 
 
 @dataclass(frozen=True)
@@ -38,42 +49,6 @@ class ShardConfig:
     store_url: str
     slices: tuple[range, ...]
     row_tile: int
-
-
-@dataclass(frozen=True)
-class TapData:
-    """What solving a tap's linears needs: the Hessian for the evidence, its factor for the solve."""
-
-    gram: Gram
-    factor: Factor
-
-
-@dataclass(frozen=True)
-class TapFacts:
-    """What the report says of a tap."""
-
-    damping_used: float | None
-    num_dead: int
-    num_tokens: int
-
-
-@dataclass(frozen=True)
-class Part:
-    """One shard's rows of a solved linear, with the squared output error and squared output of each row tile."""
-
-    solved: SolvedRows
-    errors: tuple[tuple[float, float], ...]
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What the report says of one linear."""
-
-    shape: tuple[int, int]
-    stored_bits: int
-    relative_error: float
-    outlier_fraction: float
-    num_constant_groups: int
 
 
 @dataclass(frozen=True)
@@ -95,17 +70,24 @@ class Shard:
         if config.device == "cpu":
             torch.set_num_threads(1)  # a CPU device is one core; a GEMM's bits may depend on its threads
         self._method = create(config.method)
-        self._checkpoint = Checkpoint.open(config.model_path)
-        dtype = torch.float32 if config.device == "cpu" else self._checkpoint.config.dtype
-        self._skeleton = Skeleton(self._checkpoint, self._device, dtype)
-        self._store = ArtifactStore.from_url(config.store_url)
-        self._taps = {tap.name: tap for tap in self._skeleton.family.taps}
+        self.open(config.model_path, config.store_url)
         self._activations: dict[str, Activations] = {}
         self._block = nn.Module()
         self._block_index = -1
         self._solvers: dict[str, RowSolver] = {}
         self._compressed: dict[str, CompressedLinear] = {}
         self._evidence: dict[str, Evidence] = {}
+        self._training: BlockTraining
+        self._restoration: Restoration
+
+    def open(self, model_path: str, store_url: str) -> None:
+        """Read this checkpoint and write into this store from now on."""
+        self._checkpoint = Checkpoint.open(model_path)
+        in_float32 = self._config.device == "cpu" or isinstance(self._method, BlockMethod)
+        dtype = torch.float32 if in_float32 else self._checkpoint.config.dtype
+        self._skeleton = Skeleton(self._checkpoint, self._device, dtype)
+        self._store = ArtifactStore.from_url(store_url)
+        self._taps = {tap.name: tap for tap in self._skeleton.family.taps}
 
     # Activations: one named stream for calibration, two for evaluation.
 
@@ -118,8 +100,7 @@ class Shard:
 
     def advance(self, stream: str) -> None:
         """Run the block in hand over a stream's activations. Raises NumericalError when one is not finite."""
-        if not self._activations[stream].advance(self._block, self._block_index):
-            raise NumericalError(f"{self._skeleton.block_name(self._block_index)}: an activation is not finite")
+        self._require_finite(self._activations[stream].advance(self._block, self._block_index))
 
     def score(self, stream: str) -> list[float]:
         """Mean negative log-likelihood of each of this shard's windows, in order."""
@@ -136,11 +117,11 @@ class Shard:
 
     def fingerprint(self) -> str:
         """Return the sha256 of the block in hand, as it was loaded."""
-        return _sha256(self._block.state_dict())
+        return tensors_sha256(self._block.state_dict())
 
     def outer_fingerprint(self) -> str:
         """Return the sha256 of the weights outside the blocks: the first block's input depends on them."""
-        return _sha256(self._skeleton.outer_tensors())
+        return tensors_sha256(self._skeleton.outer_tensors())
 
     def collect(self, taps: Sequence[str]) -> dict[str, dict[tuple[int, int], Gram]]:
         """Run the block over this shard's slices; returns, by tap, Grams of the maximal subtrees of slices."""
@@ -170,7 +151,7 @@ class Shard:
         if not bool(torch.isfinite(gram.xtx_II).all()):
             raise NumericalError(f"{name}: an activation is not finite, or too large for float32 statistics")
         try:
-            return TapData(gram, self._method.factor(gram))
+            return TapData(gram, self._solving_method().factor(gram))
         except NumericalError as error:
             raise NumericalError(f"{name}: {error.message}") from error
 
@@ -192,7 +173,7 @@ class Shard:
     ) -> dict[str, Agreement]:
         """Merge the surveys of all shards, linear by linear."""
         return {
-            name: self._method.agree(
+            name: self._solving_method().agree(
                 [survey for part in surveys for survey in part.get(name, ())], agreed and agreed[name]
             )
             for name in self._taps[tap].linears
@@ -220,6 +201,62 @@ class Shard:
     def evidence(self, name: str) -> Evidence:
         return self._evidence[name]
 
+    # A block in training: pass_reference, begin, prepare, walk (many times), finish.
+
+    def pass_reference(self) -> Surveys:
+        """Pass the dense model's activations through the dense block; returns what the method saw of them."""
+        taps, stream = list(self._taps.values()), self._activations["reference"]
+        surveys, finite = pass_reference(self._training_method(), self._block, self._block_index, taps, stream)
+        self._require_finite(finite)
+        return surveys
+
+    def begin_training(self, *surveys: Surveys) -> TrainingState:
+        """Start from all shards' surveys."""
+        weights = {name: self._weight(name) for tap in self._taps.values() for name in tap.linears}
+        return begin(self._training_method(), weights, list(self._taps.values()), surveys)
+
+    def prepare_training(self, state: TrainingState) -> None:
+        streams = self._activations["reference"], self._activations["calibration"]
+        name = self._skeleton.block_name(self._block_index)
+        self._training = BlockTraining(self._training_method(), self._block, self._block_index, name, state, streams)
+
+    def walk(self, state: TrainingState) -> TrainingState:
+        """Take one step for each of this shard's sequences."""
+        return self._training.walk(state)
+
+    def training_losses(self, state: TrainingState) -> list[float]:
+        return state.losses
+
+    def finish_training(self, state: TrainingState) -> dict[str, TrainedPart]:
+        """Put the trained linears into the block in hand; returns what the report says of them."""
+        compressed = self._training.compress(state)
+        parts = self._training.parts(compressed, list(self._taps.values()))
+        del self._training
+        for name, linear in compressed.items():
+            self._install(name, linear)
+        return parts
+
+    # The whole model, with an adapter in training.
+
+    def begin_restoring(self, blocks: Sequence[tuple[str, str]], config: LoRAPreprocessing) -> None:
+        """Take the whole model, its linears as they lie in the store's blocks, given as (key, sha256)."""
+        self._block = nn.Module()
+        linears: dict[str, CompressedLinear] = {}
+        for key, sha256 in blocks:
+            linears |= read_linears(self._store.get_bytes(key), sha256, key)
+        self._restoration = Restoration(self._skeleton.assemble(), linears, config, self._device)
+
+    def restore(self, first_step: int, documents: Sequence[Tensor]) -> float:
+        return self._restoration.train(first_step, documents)
+
+    def finish_restoring(self, directory: str) -> None:
+        """Write the model, adapters merged, as a checkpoint; this shard has to be opened anew then."""
+        skeleton = self._skeleton
+        blocks = [skeleton.block_tensor_names(index) for index in range(skeleton.num_blocks)]
+        names = [skeleton.outer_tensor_names(), *blocks]
+        save_checkpoint(self._checkpoint, names, self._restoration.merge(), Path(directory))
+        del self._restoration
+
     # The published block.
 
     def publish(self, key: str) -> Published:
@@ -243,15 +280,9 @@ class Shard:
 
     def install_published(self, key: str, sha256: str) -> None:
         """Put a published block's linears into the block in hand. Raises ArtifactError when it has changed."""
-        data = self._store.get_bytes(key)
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise ArtifactError(f"{key}: its content has changed since it was published")
-        tensors = safetensors.torch.load(data)
         prefix = self._skeleton.block_name(self._block_index)
-        for full_name, header in _headers(data).items():
-            suffixes = {n.removeprefix(full_name + "."): t for n, t in tensors.items() if n.startswith(full_name + ".")}
-            suffixes.pop("bias", None)
-            self._install(full_name.removeprefix(prefix + "."), from_tensors(header, suffixes))
+        for name, linear in read_linears(self._store.get_bytes(key), sha256, key).items():
+            self._install(name.removeprefix(prefix + "."), linear)
 
     def peak_bytes(self) -> tuple[int, int]:
         """Largest resident memory of this process, largest memory taken on its accelerator."""
@@ -259,8 +290,7 @@ class Shard:
         return peak_resident_bytes(), device
 
     def _put(self, key: str, tensors: dict[str, Tensor], headers: dict[str, dict[str, Any]]) -> Published:
-        # One metadata key: safetensors writes several in no fixed order, and equal blocks must be equal bytes.
-        data = safetensors.torch.save(tensors, metadata={"bitpress": json.dumps(headers, sort_keys=True)})
+        data = write_block(tensors, headers)
         self._store.put_bytes(key, data)
         return Published(hashlib.sha256(data).hexdigest(), len(data), tuple(sorted(tensors)), headers)
 
@@ -270,7 +300,7 @@ class Shard:
 
     def _part(self, name: str, rows: range, solved: SolvedRows, data: TapData) -> Part:
         weight_RI = self._weight(name)[rows.start : rows.stop]
-        return Part(solved, tuple(_tile_errors(weight_RI, solved.compressed, data.gram, self._config.row_tile)))
+        return Part(solved, tuple(tile_errors(weight_RI, solved.compressed, data.gram, self._config.row_tile)))
 
     def _install_parts(self, name: str, parts: Sequence[Part]) -> None:
         compressed = concatenate([part.solved.compressed for part in parts])
@@ -292,8 +322,20 @@ class Shard:
                 self._weight(name)[rows.start : rows.stop].to(torch.float32, copy=True)
                 for name, rows in self._rows(tap).items()
             ]
-            self._solvers[tap] = self._method.begin(weights, data.factor, self._config.row_tile)
+            self._solvers[tap] = self._solving_method().begin(weights, data.factor, self._config.row_tile)
         return self._solvers[tap]
+
+    def _require_finite(self, finite: bool) -> None:
+        if not finite:
+            raise NumericalError(f"{self._skeleton.block_name(self._block_index)}: an activation is not finite")
+
+    def _solving_method(self) -> Method:
+        assert not isinstance(self._method, BlockMethod)
+        return self._method
+
+    def _training_method(self) -> BlockMethod:
+        assert isinstance(self._method, BlockMethod)
+        return self._method
 
     def _rows(self, tap: str) -> dict[str, range]:
         num_rows = {name: len(self._weight(name)) for name in self._taps[tap].linears}
@@ -304,35 +346,3 @@ class Shard:
 
     def _full_name(self, name: str) -> str:
         return f"{self._skeleton.block_name(self._block_index)}.{name}"
-
-
-def _tile_errors(
-    weight_RI: Tensor, compressed: CompressedLinear, gram: Gram, row_tile: int
-) -> list[tuple[float, float]]:
-    """Squared output error and squared output, tr(D G D') and tr(W G W'), of each tile of rows, G = X'X."""
-    weight_RI = weight_RI.float()
-    difference_RI = weight_RI - compressed.dequantize().to(weight_RI.device)
-    pairs = []
-    for tile in tiles_of(range(len(weight_RI)), row_tile):
-        energies = [_energy(rows_RI[tile.start : tile.stop].clone(), gram) for rows_RI in (difference_RI, weight_RI)]
-        pairs.append((energies[0], energies[1]))
-    return pairs
-
-
-def _energy(rows_RI: Tensor, gram: Gram) -> float:
-    return float(((rows_RI @ gram.xtx_II) * rows_RI).double().sum())
-
-
-def _sha256(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _headers(data: bytes) -> dict[str, dict[str, Any]]:
-    """The formats of a block file's linears, from its safetensors metadata."""
-    length = int.from_bytes(data[:8], "little")
-    headers: dict[str, dict[str, Any]] = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["bitpress"])
-    return headers

@@ -1,0 +1,63 @@
+"""What passes between shards while a tap's linears are solved, and what it proves of them."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bitpress.formats import CompressedLinear
+from bitpress_workers.methods.base import SolvedRows
+from bitpress_workers.numerics.hessian import Factor, Gram
+from bitpress_workers.pipeline.placement import tiles_of
+
+
+@dataclass(frozen=True)
+class TapData:
+    """What solving a tap's linears needs: the Hessian for the evidence, its factor for the solve."""
+
+    gram: Gram
+    factor: Factor
+
+
+@dataclass(frozen=True)
+class TapFacts:
+    """What the report says of a tap."""
+
+    damping_used: float | None
+    num_dead: int
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """One shard's rows of a solved linear, with the squared output error and squared output of each row tile."""
+
+    solved: SolvedRows
+    errors: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the report says of one linear."""
+
+    shape: tuple[int, int]
+    stored_bits: int
+    relative_error: float
+    outlier_fraction: float
+    num_constant_groups: int
+
+
+def tile_errors(
+    weight_RI: Tensor, compressed: CompressedLinear, gram: Gram, row_tile: int
+) -> list[tuple[float, float]]:
+    """Squared output error and squared output, tr(D G D') and tr(W G W'), of each tile of rows, G = X'X."""
+    weight_RI = weight_RI.float()
+    difference_RI = weight_RI - compressed.dequantize().to(weight_RI.device)
+    pairs = []
+    for tile in tiles_of(range(len(weight_RI)), row_tile):
+        energies = [_energy(rows_RI[tile.start : tile.stop].clone(), gram) for rows_RI in (difference_RI, weight_RI)]
+        pairs.append((energies[0], energies[1]))
+    return pairs
+
+
+def _energy(rows_RI: Tensor, gram: Gram) -> float:
+    return float(((rows_RI @ gram.xtx_II) * rows_RI).double().sum())

@@ -1,0 +1,182 @@
+"""How a block in hand is compressed: tap by tap, each linear given its Hessian, or all linears by training."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import fsum, prod
+from typing import ClassVar, Protocol
+
+from bitpress.artifacts import LedgerEntry, LinearReport
+from bitpress_workers.methods.base import Method
+from bitpress_workers.methods.block_base import BlockMethod
+from bitpress_workers.models.family import Family, Tap
+from bitpress_workers.pipeline.block_training import TrainedPart
+from bitpress_workers.pipeline.evidence import Evidence, TapFacts
+from bitpress_workers.pipeline.fleet import Fleet, Ref
+from bitpress_workers.pipeline.plan import Plan
+from bitpress_workers.pipeline.progress import ProgressMeter
+from bitpress_workers.pipeline.shard import Shard
+
+
+@dataclass
+class Solved:
+    """What the report says of one block. training_losses: the mean loss of each epoch."""
+
+    linears: list[LinearReport] = field(default_factory=list)
+    ledger: list[LedgerEntry] = field(default_factory=list)
+    training_losses: tuple[float, ...] = ()
+
+
+class Solver(Protocol):
+    """streams: those that pass through all blocks, the compressed model's first."""
+
+    streams: ClassVar[tuple[str, ...]]
+
+    def enter(self) -> None:
+        """Do what is due for every dense block in hand, published or not."""
+        ...
+
+    def solve(self, index: int) -> Solved:
+        """Compress the block in hand, on all shards."""
+        ...
+
+
+@dataclass
+class TapSolver:
+    """For methods that solve rows; damping: what the spec asks for, None when the method has none."""
+
+    fleet: Fleet
+    plan: Plan
+    family: Family
+    method: Method
+    damping: float | None
+    meter: ProgressMeter
+    streams: ClassVar[tuple[str, ...]] = ("calibration",)
+
+    def enter(self) -> None:
+        """Nothing: only the compressed model is looked at."""
+
+    def solve(self, index: int) -> Solved:
+        solved = Solved()
+        for stage in self._stages():
+            grams = self.fleet.all(Shard.collect, [tap.name for tap in stage])
+            for tap in stage:
+                data = self.fleet.on(0, Shard.factor, tap.name, *grams)
+                facts = self.fleet.get([self.fleet.on(0, Shard.facts, data)])[0]
+                solved.ledger += self._deviations(index, tap, facts)
+                for linear, constant_groups in self._solve(index, tap, data, facts, len(solved.linears)):
+                    solved.linears.append(linear)
+                    solved.ledger += _constant_groups(index, linear.name, constant_groups)
+        return solved
+
+    def _solve(
+        self, index: int, tap: Tap, data: Ref, facts: TapFacts, linears_done: int
+    ) -> list[tuple[LinearReport, int]]:
+        """Solve a tap's linears on all shards. Returns their reports and numbers of constant groups."""
+        started = time.monotonic()
+        self.meter.linear(index, ", ".join(tap.linears), linears_done / len(self.plan.linear_shapes))
+        agreed: Ref = None
+        for _ in range(self.method.survey_rounds):
+            surveys = self.fleet.all(Shard.survey, tap.name, data, agreed)
+            agreed = self.fleet.on(0, Shard.agree, tap.name, agreed, *surveys)
+        parts = self.fleet.all(Shard.solve, tap.name, data, agreed)
+        self.fleet.get(self.fleet.all(Shard.install, tap.name, *parts))
+        evidence: list[Evidence] = self.fleet.get([self.fleet.on(0, Shard.evidence, name) for name in tap.linears])
+        seconds = time.monotonic() - started
+        num_weights = sum(prod(found.shape) for found in evidence)
+        return [
+            (
+                LinearReport(
+                    name=name,
+                    shape=found.shape,
+                    bits_per_weight=found.stored_bits / prod(found.shape),
+                    relative_error=found.relative_error,
+                    outlier_fraction=found.outlier_fraction,
+                    damping_used=facts.damping_used,
+                    num_tokens=facts.num_tokens,
+                    seconds=seconds * prod(found.shape) / num_weights,
+                ),
+                found.num_constant_groups,
+            )
+            for name, found in zip(tap.linears, evidence, strict=True)
+        ]
+
+    def _stages(self) -> Sequence[Sequence[Tap]]:
+        """Taps whose Hessians come from the same forwards."""
+        if self.method.propagation == "block":
+            return [self.family.taps]
+        return [[tap] for tap in self.family.taps]
+
+    def _deviations(self, index: int, tap: Tap, facts: TapFacts) -> list[LedgerEntry]:
+        where = f"block {index}, tap {tap.name}"
+        entries = []
+        if facts.damping_used != self.damping:
+            detail = f"damping {self.damping} was not enough to factorize the Hessian; {facts.damping_used} was used"
+            entries.append(LedgerEntry(kind="damping-raised", where=where, detail=detail))
+        if facts.num_dead:
+            detail = f"{facts.num_dead} inputs were zero on every calibration token; their weights are stored as zero"
+            entries.append(LedgerEntry(kind="dead-columns", where=where, detail=detail))
+        return entries
+
+
+@dataclass
+class BlockTrainer:
+    """For methods that train blocks; see `block_training`."""
+
+    fleet: Fleet
+    method: BlockMethod
+    meter: ProgressMeter
+    streams: ClassVar[tuple[str, ...]] = ("calibration", "reference")
+    _surveys: list[Ref] = field(default_factory=list)
+
+    def enter(self) -> None:
+        """The dense model's activations pass through the block, published or not."""
+        self._surveys = self.fleet.all(Shard.pass_reference)
+        self.fleet.get(self._surveys)
+
+    def solve(self, index: int) -> Solved:
+        started = time.monotonic()
+        state = self.fleet.on(0, Shard.begin_training, *self._surveys)
+        self.fleet.get(self.fleet.all(Shard.prepare_training, state))
+        for epoch in range(self.method.epochs):
+            self.meter.linear(index, None, epoch / self.method.epochs)
+            for shard in range(self.fleet.size):  # in the sequences' order: one walk over all of them
+                state = self.fleet.on(shard, Shard.walk, state)
+            self.fleet.get([state])
+        parts: list[dict[str, TrainedPart]] = self.fleet.get(self.fleet.all(Shard.finish_training, state))
+        losses: list[float] = self.fleet.get([self.fleet.on(0, Shard.training_losses, state)])[0]
+        solved = Solved(training_losses=_means(losses, self.method.epochs))
+        num_weights = sum(prod(part.shape) for part in parts[0].values())
+        seconds_per_weight = (time.monotonic() - started) / num_weights
+        for name, part in parts[0].items():
+            solved.linears.append(_trained_report(name, [of_shard[name] for of_shard in parts], seconds_per_weight))
+            solved.ledger += _constant_groups(index, name, part.num_constant_rows)
+        return solved
+
+
+def _trained_report(name: str, parts: Sequence[TrainedPart], seconds_per_weight: float) -> LinearReport:
+    """The evidence of one linear from what each shard's sequences tell."""
+    errors = [error for part in parts for error in part.errors]
+    reference = fsum(error.reference for error in errors)
+    return LinearReport(
+        name=name,
+        shape=parts[0].shape,
+        bits_per_weight=parts[0].stored_bits / prod(parts[0].shape),
+        relative_error=fsum(error.error for error in errors) / reference if reference else 0.0,
+        outlier_fraction=0.0,
+        damping_used=None,
+        num_tokens=sum(error.num_tokens for error in errors),
+        seconds=seconds_per_weight * prod(parts[0].shape),
+    )
+
+
+def _means(losses: Sequence[float], epochs: int) -> tuple[float, ...]:
+    size = len(losses) // epochs if epochs else 1
+    return tuple(fsum(losses[start : start + size]) / size for start in range(0, len(losses), size))
+
+
+def _constant_groups(index: int, name: str, number: int) -> list[LedgerEntry]:
+    if not number:
+        return []
+    detail = f"{number} groups of weights are all alike; they are stored as that one value"
+    return [LedgerEntry(kind="constant-groups", where=f"block {index}, {name}", detail=detail)]
