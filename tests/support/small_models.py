@@ -129,6 +129,8 @@ CONFIGS = {
     "cohere2": _like_llama("cohere2", sliding_window=6, layer_types=_MIXED_MASKS),
     "nemotron": _like_llama("nemotron"),
     "arcee": _like_llama("arcee"),
+    "apertus": _like_llama("apertus", rope_parameters=_LLAMA3_ROPE),
+    "jais2": _like_llama("jais2"),
     "persimmon": _like_llama("persimmon"),
     "gpt_neox": _like_llama("gpt_neox"),
     "gpt_neox-sequential": _like_llama("gpt_neox", use_parallel_residual=False, attention_bias=False),
@@ -142,6 +144,10 @@ CONFIGS = {
     "mpt": AutoConfig.for_model("mpt", vocab_size=61, d_model=32, n_heads=4, n_layers=3, max_seq_len=64),
     "opt": AutoConfig.for_model("opt", **_OPT),
     "opt-350m": AutoConfig.for_model("opt", **_OPT | {"word_embed_proj_dim": 16}, do_layer_norm_before=False),
+    "xglm": AutoConfig.for_model(
+        "xglm", vocab_size=61, d_model=32, ffn_dim=44, num_layers=3, attention_heads=4, max_position_embeddings=64
+    ),
+    "biogpt": _like_llama("biogpt"),
     "bloom": AutoConfig.for_model("bloom", **_BLOOM, n_head=4),
     "bloom-six-heads": AutoConfig.for_model("bloom", **_BLOOM, n_head=6, apply_residual_connection_post_layernorm=True),
     "falcon-7b": AutoConfig.for_model("falcon", **_FALCON),

@@ -26,6 +26,7 @@ METHODS: dict[str, MethodConfig] = {
     "spqr": SpQRConfig(bits=3, outlier_threshold=0.05),
     "septq": SEPTQConfig(bits=3),
 }
+ONE_OF_EACH_FAMILY = {config.model_type: name for name, config in CONFIGS.items()}.values()
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 
 
@@ -98,7 +99,8 @@ def artifact(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "method"), [*((name, "rtn") for name in CONFIGS), ("llama", "spqr"), ("opt", "septq"), ("mixtral", "spqr")]
+    ("name", "method"),
+    [*((name, "rtn") for name in ONE_OF_EACH_FAMILY), ("llama", "spqr"), ("opt", "septq"), ("mixtral", "spqr")],
 )
 def test_a_loaded_model_computes_with_the_stored_weights(name: str, method: str, tmp_path: Path) -> None:
     dense = write_artifact(name, METHODS[method], tmp_path / "artifact")

@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from model_forward import TOKENS_BS, forward
+from safetensors.torch import save_file
 from small_models import CONFIGS, build
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from bitpress.errors import CheckpointError
 from bitpress_workers.models.checkpoint import Checkpoint
 from bitpress_workers.models.family import Tap
 from bitpress_workers.models.skeleton import Skeleton, tap_inputs
@@ -19,14 +21,13 @@ WITH_EXPERTS = [name for name in CONFIGS if "moe" in name or "mixtral" in name]
 @pytest.mark.parametrize("name", CONFIGS)
 def test_block_by_block_equals_the_whole_model(name: str, tmp_path: Path) -> None:
     build(name).save_pretrained(tmp_path)
-    # Experts in plain loops: transformers' default, one grouped product, rounds in another order.
-    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, experts_implementation="eager")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     with torch.no_grad():
         expected_BSV = model(TOKENS_BS).logits
 
     logits_BSV = forward(Skeleton(Checkpoint.open(str(tmp_path))), TOKENS_BS)
 
-    if name in WITH_EXPERTS:  # gate and up are two products here, one in transformers
+    if name in WITH_EXPERTS:  # one product for each linear here, one for all experts in transformers
         torch.testing.assert_close(logits_BSV, expected_BSV, rtol=1e-5, atol=1e-5)
     else:
         assert torch.equal(logits_BSV, expected_BSV)
@@ -131,3 +132,12 @@ def test_experts_lie_on_disk_as_on_the_hub(tmp_path: Path) -> None:
     assert names["model.layers.2.mlp.gate.weight"] == f"{moe}.gate.weight"
     for ours, theirs in (("gate_proj", "w1"), ("up_proj", "w3"), ("down_proj", "w2")):
         assert names[f"model.layers.2.mlp.experts.5.{ours}.weight"] == f"{moe}.experts.5.{theirs}.weight"
+
+
+def test_experts_that_lie_fused_on_disk_are_missed(tmp_path: Path) -> None:
+    model = build("qwen3_moe")
+    model.config.save_pretrained(tmp_path)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+
+    with pytest.raises(CheckpointError, match=r"layers\.0\.mlp\.experts\.0\.gate_proj\.weight and 53 more is missing"):
+        Skeleton(Checkpoint.open(str(tmp_path)))

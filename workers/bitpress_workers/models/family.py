@@ -152,6 +152,8 @@ FAMILIES: dict[str, Family] = {
     for family in (
         *(Family(model_type, "model.layers", _LLAMA) for model_type in _LIKE_LLAMA),
         Family("opt", "model.decoder.layers", _OPT),
+        Family("xglm", "model.layers", _OPT),
+        Family("biogpt", "biogpt.layers", _OPT),
         Family("bloom", "transformer.h", _BLOOM, returns_tuple=True),
         Family("falcon", "transformer.h", _BLOOM, returns_tuple=True),
         Family("gpt_neox", "gpt_neox.layers", _GPT_NEOX, stored_names=(("lm_head.", "embed_out."),)),
@@ -164,6 +166,8 @@ FAMILIES: dict[str, Family] = {
         Family("cohere2", "model.layers", _COHERE),
         Family("nemotron", "model.layers", _PLAIN_MLP),
         Family("arcee", "model.layers", _PLAIN_MLP),
+        Family("apertus", "model.layers", _PLAIN_MLP),
+        Family("jais2", "model.layers", _PLAIN_MLP),
         Family("persimmon", "model.layers", _PERSIMMON),
         Family("gptj", "transformer.h", _GPT_J, returns_tuple=True),
         Family("codegen", "transformer.h", _CODEGEN, returns_tuple=True),

@@ -10,6 +10,7 @@ Shapes: B sequences, S tokens of a sequence, D hidden size, V vocabulary, T = B 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from inspect import signature
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ class Skeleton(Outline):
         positions = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
         if positions is not None and tokens_BS.shape[1] > positions:
             raise CalibrationError(f"sequences of {tokens_BS.shape[1]} tokens; the model has {positions} positions")
-        recorders = [_Recorder(self.family.returns_tuple) for _ in range(self.num_blocks)]
+        recorders = [_Recorder(block, self.family.returns_tuple) for block in self._blocks]
         self._set_blocks(recorders)
         self._model.base_model(tokens_BS.to(self._device), use_cache=False)
         self._set_blocks([])
@@ -134,12 +135,14 @@ class _Recorder(nn.Module):
     hidden: Tensor  # [B, S, D]
     arguments: dict[str, Any]
 
-    def __init__(self, returns_tuple: bool) -> None:
+    def __init__(self, block: nn.Module, returns_tuple: bool) -> None:
         super().__init__()
+        self._names = list(signature(block.forward).parameters)[1:]
         self._returns_tuple = returns_tuple
 
-    def forward(self, hidden_BSD: Tensor, **arguments: Any) -> Tensor | tuple[Tensor]:
-        self.hidden, self.arguments = hidden_BSD, arguments
+    def forward(self, hidden_BSD: Tensor, *positional: Any, **arguments: Any) -> Tensor | tuple[Tensor]:
+        self.hidden = hidden_BSD
+        self.arguments = dict(zip(self._names, positional, strict=False)) | arguments
         return (hidden_BSD,) if self._returns_tuple else hidden_BSD
 
 
@@ -150,5 +153,5 @@ class _Injector(nn.Module):
         super().__init__()
         self._hidden_BSD, self._returns_tuple = hidden_BSD, returns_tuple
 
-    def forward(self, _: Tensor, **__: Any) -> Tensor | tuple[Tensor]:
+    def forward(self, *_: Any, **__: Any) -> Tensor | tuple[Tensor]:
         return (self._hidden_BSD,) if self._returns_tuple else self._hidden_BSD
