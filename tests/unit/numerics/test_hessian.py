@@ -32,6 +32,30 @@ def test_gram_takes_16_bit_activations() -> None:
     assert torch.allclose(gram.xtx_II, x.float().T @ x.float())
 
 
+WIDE = 600  # columns: three blocks of them on a CPU, the last one short
+
+
+def test_a_wide_gram_is_whole_whenever_it_is_looked_at() -> None:
+    x = torch.randn(2, 40, WIDE, generator=torch.Generator().manual_seed(1))
+    gram, other = Gram.zeros(WIDE), Gram.zeros(WIDE)
+    for tokens in x:
+        gram.accumulate(tokens, 1)
+        other.accumulate(tokens, 1)
+        assert torch.equal(other.xtx_II, other.xtx_II.T)
+    assert torch.equal(gram.xtx_II, other.xtx_II)
+    exact = x.flatten(0, 1).double()
+    assert torch.allclose(gram.xtx_II.double(), exact.T @ exact, rtol=1e-5, atol=1e-4)
+
+
+def test_grams_merge_before_they_are_looked_at() -> None:
+    x = torch.randn(2, 10, WIDE, generator=torch.Generator().manual_seed(2))
+    parts = [Gram.zeros(WIDE) for _ in x]
+    for gram, tokens in zip(parts, x, strict=True):
+        gram.accumulate(tokens, 1)
+    merged = merge(*parts)
+    assert torch.equal(merged.xtx_II, parts[0].xtx_II + parts[1].xtx_II)
+
+
 def test_the_order_of_sequences_matters_only_to_rounding() -> None:
     one, other = Gram.zeros(64), Gram.zeros(64)
     for x in golden_sequences():
@@ -85,6 +109,16 @@ def test_the_factor_inverts_the_damped_hessian(damping: float) -> None:
     assert torch.allclose(product, torch.eye(40, dtype=torch.float64), atol=1e-4)
     assert torch.allclose(factor.upper_II, textbook.upper_factor(damped.double()).float(), rtol=1e-3, atol=1e-5)
     assert (factor.damping_used, factor.num_tokens, factor.num_dead) == (damping, 1, 0)
+
+
+@pytest.mark.parametrize("order", ["natural", "activation"])
+def test_a_factor_of_several_blocks(order: str) -> None:
+    _, xtx = random_linear(1, WIDE, seed=9)
+    factor = factorize(gram_of(xtx), damping=0.01, order=order)  # type: ignore[arg-type]
+    permutation = torch.arange(WIDE) if factor.order_I is None else factor.order_I
+    expected = textbook.upper_factor(textbook.damp_gptq(xtx, 0.01)[permutation][:, permutation].double())
+    assert torch.equal(factor.upper_II, factor.upper_II.triu())
+    assert torch.linalg.norm(factor.upper_II - expected) < 1e-5 * torch.linalg.norm(expected)
 
 
 def test_scaling_inputs_by_a_power_of_two_scales_the_factor_exactly() -> None:

@@ -15,9 +15,12 @@ import torch
 from torch import Tensor
 
 from bitpress.errors import NumericalError
+from bitpress_workers.numerics.precision import full_float32
+from bitpress_workers.numerics.triangular import blocks_of, is_finite, upper_inverse_factor
 
 MAX_DAMPING_RAISES = 3
 DAMPING_RAISE = 10.0
+SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 
 
 @dataclass
@@ -25,27 +28,60 @@ class Gram:
     """The raw sum X'X over some calibration tokens, with what it was summed over.
 
     A raw sum, not the running average of the published code: a sum can be cut anywhere and merged.
+    Only blocks on and above the diagonal are computed, about half of the work; what lies below is
+    copied from there when the whole matrix is asked for.
+
+    sum_II: float32 [I, I]; below the diagonal's blocks it means something only if `symmetric`.
     """
 
-    xtx_II: Tensor
+    sum_II: Tensor
     num_sequences: int
     num_tokens: int
+    symmetric: bool = True
 
     @classmethod
     def zeros(cls, num_columns: int, device: torch.device | str = "cpu") -> Self:
         return cls(torch.zeros(num_columns, num_columns, device=device), 0, 0)
 
+    @property
+    def xtx_II(self) -> Tensor:  # noqa: N802
+        """X'X, float32 [I, I]."""
+        if not self.symmetric:
+            for rows in blocks_of(self.sum_II):
+                self.sum_II[rows.stop :, rows] = self.sum_II[rows, rows.stop :].T
+            self.symmetric = True
+        return self.sum_II
+
+    @full_float32()
     def accumulate(self, x_TI: Tensor, num_sequences: int) -> None:
-        """Add a micro-batch in place; x_TI any float dtype [..., I], every leading element a token."""
-        x_TI = x_TI.flatten(0, -2).float()
-        self.xtx_II.addmm_(x_TI.T, x_TI)
+        """Add a micro-batch in place; x_TI any float dtype [..., I], every leading element a token.
+
+        Products of 16-bit numbers are exact in float32, so on a GPU 16-bit activations go through its
+        tensor cores as they are, and are summed in float32.
+        """
+        x_TI = x_TI.flatten(0, -2)
+        if not (x_TI.is_cuda and x_TI.dtype in SIXTEEN_BITS):
+            x_TI = x_TI.float()
+        for rows in blocks_of(self.sum_II):
+            _add_product(self.sum_II[rows, rows.start :], x_TI[:, rows], x_TI[:, rows.start :])
+        self.symmetric = False
         self.num_sequences += num_sequences
         self.num_tokens += x_TI.shape[0]
 
 
+def _add_product(sum_KN: Tensor, a_TK: Tensor, b_TN: Tensor) -> None:
+    """Add A'B in place; its sum is float32 whatever the type of A and B."""
+    if a_TK.dtype == sum_KN.dtype:
+        sum_KN.addmm_(a_TK.T, b_TN)
+    else:
+        torch.addmm(sum_KN, a_TK.T, b_TN, sum_KN.dtype, out=sum_KN)
+
+
 def merge(a: Gram, b: Gram) -> Gram:
     """Sum two Grams into a new one."""
-    return Gram(a.xtx_II + b.xtx_II, a.num_sequences + b.num_sequences, a.num_tokens + b.num_tokens)
+    return Gram(
+        a.sum_II + b.sum_II, a.num_sequences + b.num_sequences, a.num_tokens + b.num_tokens, a.symmetric and b.symmetric
+    )
 
 
 Node = tuple[int, int]  # (first slice, number of slices): a subtree of the fixed merge tree
@@ -141,46 +177,35 @@ def factorize(
     A matrix that is not positive definite is damped ten times more, three times at most.
     Raises NumericalError when it still is not, or when it is not finite.
     """
-    if not bool(torch.isfinite(gram.xtx_II).all()):
+    if not is_finite(gram.xtx_II):
         raise NumericalError("the Hessian is not finite: an activation was NaN or infinite")
-    hessian_II = gram.xtx_II * (2.0 / gram.num_sequences)
-    diagonal_I = hessian_II.diagonal()
+    diagonal_I = gram.xtx_II.diagonal() * (2.0 / gram.num_sequences)
     dead_I = diagonal_I == 0
     if dead_columns == "before damping":
         diagonal_I[dead_I] = 1.0
     order_I = None
     if order == "activation":
         order_I = torch.argsort(diagonal_I, descending=True, stable=True)
-        hessian_II, dead_I = hessian_II[order_I][:, order_I], dead_I[order_I]
+        diagonal_I, dead_I = diagonal_I[order_I], dead_I[order_I]
     undamped_I = dead_I if dead_columns == "after damping" else torch.zeros_like(dead_I)
-    upper_II, damping_used = _damped_factor(hessian_II, undamped_I, damping)
-    return Factor(upper_II, order_I, dead_I, damping_used, gram.num_tokens)
-
-
-def _damped_factor(hessian_II: Tensor, undamped_I: Tensor, damping: float) -> tuple[Tensor, float]:
-    """Return U and the damping it took; hessian_II is overwritten. The diagonal is 1 where `undamped_I`."""
-    bare_I = hessian_II.diagonal().clone()
-    mean = float(bare_I.abs().mean())
+    mean = float(diagonal_I.abs().mean())
     for raises in range(MAX_DAMPING_RAISES + 1):
         used = damping * DAMPING_RAISE**raises
-        hessian_II.diagonal().copy_(torch.where(undamped_I, 1.0, bare_I + used * mean))
-        upper_II = upper_inverse_factor(hessian_II)
+        damped_I = torch.where(undamped_I, 1.0, diagonal_I + used * mean)
+        upper_II = upper_inverse_factor(_reversed_hessian(gram, order_I, damped_I))
         if upper_II is not None:
-            return upper_II, used
+            return Factor(upper_II, order_I, dead_I, used, gram.num_tokens)
     raise NumericalError(
         f"the Hessian is not positive definite, not even with damping {used:g} (asked for: {damping:g})"
     )
 
 
-def upper_inverse_factor(matrix_II: Tensor) -> Tensor | None:
-    """Return U, upper triangular, with inverse(matrix) = U'U; None when it is not positive definite.
-
-    By one Cholesky factorization of the matrix with rows and columns reversed (J M J = L L') and one
-    triangular inverse (U = J L^-1 J): two thirds of the work of inverting first, and better conditioned.
-    """
-    lower_II, info = torch.linalg.cholesky_ex(matrix_II.flip(0, 1))
-    if int(info) != 0:
-        return None
-    identity_II = torch.eye(len(matrix_II), dtype=matrix_II.dtype, device=matrix_II.device)
-    upper_II = torch.linalg.solve_triangular(lower_II, identity_II, upper=False).flip(0, 1)
-    return upper_II if bool(torch.isfinite(upper_II).all()) else None
+def _reversed_hessian(gram: Gram, order_I: Tensor | None, diagonal_I: Tensor) -> Tensor:
+    """Return H in solve order with this diagonal, rows and columns last to first."""
+    num_columns = len(diagonal_I)
+    if order_I is None:
+        order_I = torch.arange(num_columns, device=diagonal_I.device)
+    reversed_I = order_I.flip(0)
+    hessian_II = gram.xtx_II[reversed_I[:, None], reversed_I].mul_(2.0 / gram.num_sequences)
+    hessian_II.diagonal().copy_(diagonal_I.flip(0))
+    return hessian_II
