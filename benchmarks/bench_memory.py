@@ -26,6 +26,11 @@ def write_random_model(directory: Path, num_blocks: int, hidden_size: int = 768)
         max_position_embeddings=512,
     )
     LlamaForCausalLM(config).half().save_pretrained(directory, max_shard_size="100MB")
+    write_byte_tokenizer(directory)
+
+
+def write_byte_tokenizer(directory: Path) -> None:
+    """A tokenizer of 256 bytes."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={byte: n for n, byte in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

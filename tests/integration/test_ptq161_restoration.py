@@ -21,9 +21,10 @@ from bitpress_workers.methods import compress, create
 from bitpress_workers.models.checkpoint import Checkpoint
 from bitpress_workers.models.outline import Outline
 from bitpress_workers.models.skeleton import Skeleton
-from bitpress_workers.pipeline.plan import Devices, make_plan, model_sizes
+from bitpress_workers.pipeline.plan import Devices, make_plan
 from bitpress_workers.pipeline.preprocessing import training_documents
 from bitpress_workers.pipeline.restoration import Restoration, adapted_linears, save_checkpoint
+from bitpress_workers.pipeline.sizes import model_sizes
 
 CONFIG = LoRAPreprocessing(rank=2, alpha=4, steps=6, learning_rate=1e-2)
 DOCUMENT = torch.randint(0, 61, (24,), generator=torch.Generator().manual_seed(0))
@@ -211,10 +212,9 @@ def test_a_model_that_does_not_fit_as_a_whole_is_refused_in_the_plan(opt_mini: P
     outline = Outline(checkpoint)
     method = create(PTQ161Config(epochs=1))
     specs = [short_spec(opt_mini, texts, METHOD | more) for more in ({}, {"preprocessing": PREPROCESSING})]
-    sizes = replace(model_sizes(outline, checkpoint), num_blocks=4000)
-    plain, restoring = (
-        make_plan(spec, method, outline.family, sizes, 0, Devices("cpu", 1, 2**60)).peak_bytes for spec in specs
-    )
-    assert restoring > plain + 2 * 4 * sizes.num_blocks * sizes.block_weights * 0.9
+    sizes = model_sizes(outline, checkpoint)
+    sizes = replace(sizes, blocks=sizes.blocks * 2000)
+    plain, restoring = (make_plan(spec, method, sizes, 0, Devices("cpu", 1, 2**60)).peak_bytes for spec in specs)
+    assert restoring > plain + 2 * 4 * sum(block.num_weights for block in sizes.blocks) * 0.9
     with pytest.raises(OutOfMemory):
-        make_plan(specs[1], method, outline.family, sizes, 0, Devices("cpu", 1, restoring - 1))
+        make_plan(specs[1], method, sizes, 0, Devices("cpu", 1, restoring - 1))

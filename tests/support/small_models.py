@@ -168,10 +168,12 @@ CONFIGS = {
 }  # fmt: skip
 
 
-def build(name: str) -> PreTrainedModel:
+def build(name: str, **changes: Any) -> PreTrainedModel:
     """Build a model by its name in CONFIGS; all of its weights are random, biases and norms included."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(deepcopy(CONFIGS[name]), dtype=torch.float32).eval()
+    config = deepcopy(CONFIGS[name])
+    config.update(changes)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.3)

@@ -35,7 +35,7 @@ class BlockLoop:
         """Compress every block that no earlier attempt has published. The fleet's shards hold the embedded tokens."""
         published = self.publisher.published()
         chain = self.root
-        for index in range(self.plan.num_blocks):
+        for index in range(len(self.plan.blocks)):
             started = time.monotonic()
             self.meter.block(index)
             self.fleet.get(self.fleet.all(Shard.load, index))
@@ -49,7 +49,7 @@ class BlockLoop:
             else:
                 record, sidecar = self._compress(index, chain, started)
             self.records.append((record, sidecar))
-            if index + 1 < self.plan.num_blocks:
+            if index + 1 < len(self.plan.blocks):
                 self.fleet.get(self.fleet.all(Shard.advance, "calibration"))
         return self.records
 

@@ -24,6 +24,7 @@ class TapFacts:
 
     damping_used: float | None
     num_dead: int
+    num_columns: int
     num_tokens: int
 
 

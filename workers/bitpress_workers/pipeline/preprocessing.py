@@ -18,8 +18,8 @@ from bitpress.jobs import Progress
 from bitpress.methods import LoRAPreprocessing
 from bitpress_service.jobstore import BlockRecord
 from bitpress_workers.pipeline.calibration import load_documents
+from bitpress_workers.pipeline.estimate import DOCUMENT_TOKENS
 from bitpress_workers.pipeline.fleet import Fleet
-from bitpress_workers.pipeline.plan import DOCUMENT_TOKENS
 from bitpress_workers.pipeline.progress import ProgressMeter
 from bitpress_workers.pipeline.publish import Recorder
 from bitpress_workers.pipeline.restoration import DOCUMENTS_PER_STEP, SEED

@@ -25,13 +25,15 @@ from bitpress_workers.pipeline.compress import BlockLoop, chain_root
 from bitpress_workers.pipeline.evaluate import Perplexities
 from bitpress_workers.pipeline.export import Exporter
 from bitpress_workers.pipeline.fleet import Fleet
+from bitpress_workers.pipeline.memory import peak_resident_bytes
 from bitpress_workers.pipeline.placement import micro_batches, share
-from bitpress_workers.pipeline.plan import Devices, Plan, make_plan, model_sizes, peak_resident_bytes
+from bitpress_workers.pipeline.plan import Devices, Plan, make_plan
 from bitpress_workers.pipeline.preprocessing import Unrecorded, restore, training_documents
 from bitpress_workers.pipeline.progress import FIRST_PASS_SHARE, RESTORING_SHARE, ProgressMeter
 from bitpress_workers.pipeline.publish import Publisher, Recorder, Sidecar, block_name, sidecar_name
 from bitpress_workers.pipeline.report import make_report, to_markdown
 from bitpress_workers.pipeline.shard import Published, Shard, ShardConfig
+from bitpress_workers.pipeline.sizes import model_sizes
 from bitpress_workers.pipeline.solving import BlockTrainer, Solver, TapSolver
 
 OUTER = "skeleton.safetensors"
@@ -90,16 +92,16 @@ class Pipeline:
         spec, site = self.spec, self.site
         checkpoint = self.checkpoint = Checkpoint.open(spec.model.uri, spec.model.revision)
         outline = self.outline = Outline(checkpoint)
-        self.family, self.method = outline.family, create(spec.method)
+        self.method = create(spec.method)
         self.preprocessing: LoRAPreprocessing | None = getattr(spec.method, "preprocessing", None)
         self.meter = ProgressMeter(site.recorder, outline.num_blocks, bool(spec.evaluation.datasets))
         self.meter.preparing()
         self._read_texts()
         sizes = model_sizes(outline, checkpoint)
         self.targets = [create_target(name, spec.method) for name in spec.exports]
-        check_shapes(self.targets, sizes.linears)
+        check_shapes(self.targets, outline, checkpoint)
         num_windows = sum(len(tokens_KS) for tokens_KS in self.windows.values())
-        self.plan = make_plan(spec, self.method, self.family, sizes, num_windows, site.devices)
+        self.plan = make_plan(spec, self.method, sizes, num_windows, site.devices)
         self.bytes_before = sizes.linear_bytes
         self.publisher = Publisher(ArtifactStore.from_url(site.store_url), site.key_of, site.recorder)
         config = ShardConfig(
@@ -163,7 +165,7 @@ class Pipeline:
         if isinstance(self.method, BlockMethod):
             return BlockTrainer(self.fleet, self.method, meter)
         damping = getattr(self.spec.method, "damping", None)
-        return TapSolver(self.fleet, self.plan, self.family, self.method, damping, meter)
+        return TapSolver(self.fleet, self.plan, self.method, damping, meter)
 
     def _chain_root(self) -> str:
         libraries = ("bitpress", "torch", "transformers")
@@ -181,7 +183,9 @@ class Pipeline:
         if not self.targets:
             return {}
         with self._phase("exporting"):
-            return Exporter(self.targets, self.checkpoint, self.outline, self.publisher, self.meter).run(records)
+            return Exporter(self.targets, self.checkpoint, self.outline, self.publisher, self.meter).run(
+                [record for record, _ in records]
+            )
 
     def _publish(
         self, records: Sequence[tuple[BlockRecord, Sidecar]], report: Report, exported: dict[ArtifactFile, str]

@@ -21,6 +21,7 @@ from bitpress_workers.methods import create
 from bitpress_workers.methods.base import Agreement, Method, RowSolver, SolvedRows, Survey
 from bitpress_workers.methods.block_base import BlockMethod
 from bitpress_workers.models.checkpoint import Checkpoint
+from bitpress_workers.models.family import Tap
 from bitpress_workers.models.skeleton import Skeleton, tap_inputs
 from bitpress_workers.numerics.hessian import Gram, GramTree, reduce_tree
 from bitpress_workers.pipeline.activations import Activations
@@ -34,8 +35,8 @@ from bitpress_workers.pipeline.block_training import (
     pass_reference,
 )
 from bitpress_workers.pipeline.evidence import Evidence, Part, TapData, TapFacts, tile_errors
+from bitpress_workers.pipeline.memory import peak_resident_bytes, return_large_tensors
 from bitpress_workers.pipeline.placement import rows_of
-from bitpress_workers.pipeline.plan import peak_resident_bytes
 from bitpress_workers.pipeline.restoration import Restoration, save_checkpoint
 
 
@@ -69,11 +70,13 @@ class Shard:
         self._device = torch.device(config.device, number) if config.device == "cuda" else torch.device(config.device)
         if config.device == "cpu":
             torch.set_num_threads(1)  # a CPU device is one core; a GEMM's bits may depend on its threads
+            return_large_tensors()
         self._method = create(config.method)
         self.open(config.model_path, config.store_url)
         self._activations: dict[str, Activations] = {}
         self._block = nn.Module()
         self._block_index = -1
+        self._taps: dict[str, Tap] = {}
         self._solvers: dict[str, RowSolver] = {}
         self._compressed: dict[str, CompressedLinear] = {}
         self._evidence: dict[str, Evidence] = {}
@@ -87,7 +90,6 @@ class Shard:
         dtype = torch.float32 if in_float32 else self._checkpoint.config.dtype
         self._skeleton = Skeleton(self._checkpoint, self._device, dtype)
         self._store = ArtifactStore.from_url(store_url)
-        self._taps = {tap.name: tap for tap in self._skeleton.family.taps}
 
     # Activations: one named stream for calibration, two for evaluation.
 
@@ -113,6 +115,7 @@ class Shard:
         self._block = nn.Module()  # let go of the last block before the next one is read
         self._block_index = block_index
         self._compressed, self._evidence = {}, {}
+        self._taps = {tap.name: tap for tap in self._skeleton.taps(block_index)}
         self._block = self._skeleton.load_block(block_index)
 
     def fingerprint(self) -> str:
@@ -139,14 +142,16 @@ class Shard:
 
                 with tap_inputs(self._block, wanted, accumulate):
                     activations.forward(self._block, self._block_index, batch)
-            for tap, gram in grams.items():
-                trees[tap].add(slice_index, gram)
+            for tap in wanted:  # no token of a slice may have come to an expert
+                trees[tap.name].add(slice_index, grams.get(tap.name) or self._silent(tap))
         return {tap: tree.nodes for tap, tree in trees.items()}
 
     def factor(self, tap: str, *collected: Mapping[str, Mapping[tuple[int, int], Gram]]) -> TapData:
         """Merge all shards' Grams of a tap and factorize the Hessian."""
         nodes = {key: gram for part in collected for key, gram in part[tap].items()}
         gram = reduce_tree(nodes, len(self._config.slices))
+        if not gram.num_tokens:  # an expert that no token came to: no input matters more than another
+            gram = Gram(torch.eye(len(gram.xtx_II), device=gram.xtx_II.device), num_sequences=1, num_tokens=0)
         name = f"{self._skeleton.block_name(self._block_index)}, tap {tap}"
         if not bool(torch.isfinite(gram.xtx_II).all()):
             raise NumericalError(f"{name}: an activation is not finite, or too large for float32 statistics")
@@ -156,7 +161,12 @@ class Shard:
             raise NumericalError(f"{name}: {error.message}") from error
 
     def facts(self, data: TapData) -> TapFacts:
-        return TapFacts(data.factor.damping_used, data.factor.num_dead, data.gram.num_tokens)
+        return TapFacts(
+            damping_used=data.factor.damping_used,
+            num_dead=data.factor.num_dead,
+            num_columns=data.factor.num_columns,
+            num_tokens=data.gram.num_tokens,
+        )
 
     # A tap's linears: survey, agree, solve, install.
 
@@ -340,6 +350,9 @@ class Shard:
     def _rows(self, tap: str) -> dict[str, range]:
         num_rows = {name: len(self._weight(name)) for name in self._taps[tap].linears}
         return rows_of(num_rows, self._config.row_tile, self._num_shards, self._index)
+
+    def _silent(self, tap: Tap) -> Gram:
+        return Gram.zeros(self._weight(tap.linears[0]).shape[1], self._device)
 
     def _weight(self, name: str) -> Tensor:
         return self._block.get_parameter(f"{name}.weight").data

@@ -9,7 +9,7 @@ from typing import ClassVar, Protocol
 from bitpress.artifacts import LedgerEntry, LinearReport
 from bitpress_workers.methods.base import Method
 from bitpress_workers.methods.block_base import BlockMethod
-from bitpress_workers.models.family import Family, Tap
+from bitpress_workers.models.family import Tap
 from bitpress_workers.pipeline.block_training import TrainedPart
 from bitpress_workers.pipeline.evidence import Evidence, TapFacts
 from bitpress_workers.pipeline.fleet import Fleet, Ref
@@ -47,7 +47,6 @@ class TapSolver:
 
     fleet: Fleet
     plan: Plan
-    family: Family
     method: Method
     damping: float | None
     meter: ProgressMeter
@@ -58,7 +57,7 @@ class TapSolver:
 
     def solve(self, index: int) -> Solved:
         solved = Solved()
-        for stage in self._stages():
+        for stage in self._stages(index):
             grams = self.fleet.all(Shard.collect, [tap.name for tap in stage])
             for tap in stage:
                 data = self.fleet.on(0, Shard.factor, tap.name, *grams)
@@ -74,7 +73,7 @@ class TapSolver:
     ) -> list[tuple[LinearReport, int]]:
         """Solve a tap's linears on all shards. Returns their reports and numbers of constant groups."""
         started = time.monotonic()
-        self.meter.linear(index, ", ".join(tap.linears), linears_done / len(self.plan.linear_shapes))
+        self.meter.linear(index, ", ".join(tap.linears), linears_done / len(self.plan.blocks[index].linears))
         agreed: Ref = None
         for _ in range(self.method.survey_rounds):
             surveys = self.fleet.all(Shard.survey, tap.name, data, agreed)
@@ -101,11 +100,10 @@ class TapSolver:
             for name, found in zip(tap.linears, evidence, strict=True)
         ]
 
-    def _stages(self) -> Sequence[Sequence[Tap]]:
+    def _stages(self, index: int) -> Sequence[Sequence[Tap]]:
         """Taps whose Hessians come from the same forwards."""
-        if self.method.propagation == "block":
-            return [self.family.taps]
-        return [[tap] for tap in self.family.taps]
+        block = self.plan.blocks[index]
+        return [block.taps] if self.method.propagation == "block" else block.stages
 
     def _deviations(self, index: int, tap: Tap, facts: TapFacts) -> list[LedgerEntry]:
         where = f"block {index}, tap {tap.name}"
@@ -113,6 +111,11 @@ class TapSolver:
         if facts.damping_used != self.damping:
             detail = f"damping {self.damping} was not enough to factorize the Hessian; {facts.damping_used} was used"
             entries.append(LedgerEntry(kind="damping-raised", where=where, detail=detail))
+        if tap.routed and self.damping is not None and facts.num_tokens < facts.num_columns:
+            detail = f"{facts.num_tokens} tokens reached this expert, whose Hessian has {facts.num_columns} columns" + (
+                "" if facts.num_tokens else "; its linears were solved as if no input mattered more than another"
+            )
+            entries.append(LedgerEntry(kind="starved-expert", where=where, detail=detail))
         if facts.num_dead:
             detail = f"{facts.num_dead} inputs were zero on every calibration token; their weights are stored as zero"
             entries.append(LedgerEntry(kind="dead-columns", where=where, detail=detail))
