@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from pipeline_helpers import make_spec, run
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig, PreTrainedModel
 
 from bitpress.artifacts import Manifest
 from bitpress.errors import InvalidJob
@@ -21,6 +20,10 @@ from oracles.gptq_layout import read_weight
 SYMMETRIC = {"kind": "rtn", "bits": 4, "group_size": 32, "symmetric": True}
 WITH_ZEROS = {"kind": "rtn", "bits": 3, "group_size": 64}
 BY_ROW = {"kind": "rtn", "bits": 8}
+ACTIVATION_ORDER = {"kind": "gptq", "bits": 3, "group_size": 32, "symmetric": True, "order": "activation"}
+STATIC_GROUPS = ACTIVATION_ORDER | {"static_groups": True}
+STAYS_PACKED = CompressedTensorsConfig(dequantize=False)
+overriding = pytest.mark.filterwarnings("ignore:You passed `quantization_config`:UserWarning")
 UNEVALUATED: dict[str, Any] = {"evaluation": {"datasets": []}}
 
 
@@ -30,8 +33,8 @@ def export(model: Path, texts: Path, method: dict[str, Any], name: str, out: Pat
     return out / "exports" / name
 
 
-def open_float32(path: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+def open_float32(path: Path, **arguments: Any) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **arguments)
 
 
 def logits(model: PreTrainedModel) -> Tensor:
@@ -67,35 +70,31 @@ def test_dense_is_a_plain_checkpoint(mini_model: Path, texts: Path, tmp_path: Pa
     assert "bfloat16" in (path / "README.md").read_text()
 
 
-@pytest.mark.parametrize("method", [SYMMETRIC, BY_ROW | {"symmetric": True}], ids=["groups", "rows"])
-def test_pack_quantized_loads_as_it_was_calibrated(
+@pytest.mark.parametrize("method", [SYMMETRIC, WITH_ZEROS, BY_ROW, STATIC_GROUPS], ids=str)
+def test_pack_quantized_loads_without_further_arguments(
     mini_model: Path, texts: Path, tmp_path: Path, method: dict[str, Any]
 ) -> None:
     path = export(mini_model, texts, method, "pack_quantized", tmp_path / "out")
-    check_same(open_float32(path), tmp_path / "out")
-
-
-@pytest.mark.parametrize("method", [WITH_ZEROS, BY_ROW], ids=["groups", "rows"])
-def test_pack_quantized_with_zeros_loads_by_the_hint_in_its_config(
-    mini_model: Path, texts: Path, tmp_path: Path, method: dict[str, Any]
-) -> None:
-    path = export(mini_model, texts, method, "pack_quantized", tmp_path / "out")
-    # They dequantize in the 16 bits of the scales.
     check_same(open_float32(path), tmp_path / "out", rounding=torch.float16)
 
 
-def test_pack_quantized_with_zeros_does_not_load_without_the_hint(opt_mini: Path, texts: Path, tmp_path: Path) -> None:
-    """When this fails, the hint and the remarks on it can go."""
+@overriding
+def test_pack_quantized_that_stays_packed_is_exactly_what_was_calibrated(
+    mini_model: Path, texts: Path, tmp_path: Path
+) -> None:
+    path = export(mini_model, texts, SYMMETRIC, "pack_quantized", tmp_path / "out")
+    check_same(open_float32(path, quantization_config=STAYS_PACKED), tmp_path / "out")
+
+
+@overriding
+def test_zeros_that_stay_packed_do_not_load(opt_mini: Path, texts: Path, tmp_path: Path) -> None:
+    """Why config.json says `dequantize`; when this fails, compressed-tensors or transformers has learnt it."""
     path = export(opt_mini, texts, WITH_ZEROS, "pack_quantized", tmp_path / "out")
-    copy = shutil.copytree(path, tmp_path / "copy")
-    config = json.loads((copy / "config.json").read_text())
-    assert config["quantization_config"].pop("dequantize") is True
-    (copy / "config.json").write_text(json.dumps(config))
     with pytest.raises(RuntimeError, match="mismatch"):
-        open_float32(copy)
+        open_float32(path, quantization_config=STAYS_PACKED)
 
 
-@pytest.mark.parametrize("method", [SYMMETRIC, WITH_ZEROS], ids=["v1", "v2"])
+@pytest.mark.parametrize("method", [SYMMETRIC, WITH_ZEROS, ACTIVATION_ORDER], ids=str)
 def test_gptq_holds_the_calibrated_weights(opt_mini: Path, texts: Path, tmp_path: Path, method: dict[str, Any]) -> None:
     path = export(opt_mini, texts, method, "gptq", tmp_path / "out")
     config = json.loads((path / "config.json").read_text())["quantization_config"]

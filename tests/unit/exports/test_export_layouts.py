@@ -7,11 +7,10 @@ import torch
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationScheme
 
-from bitpress.errors import InvalidJob
 from bitpress.formats import CompressedLinear, GroupedAffine, statistics
 from bitpress.formats.grouped_affine import affine_parts
 from bitpress.methods import GPTQConfig, RTNConfig, SpQRConfig
-from bitpress_workers.exports import check_shapes, create_target
+from bitpress_workers.exports import create_target
 from bitpress_workers.exports.affine import AffineCodes, pack_words
 from bitpress_workers.methods import compress
 from oracles.gptq_layout import read_stream, read_weight
@@ -111,26 +110,3 @@ def test_a_dead_column_has_the_code_of_zero(bits: int) -> None:
     assert torch.equal(affine.codes_OI[:, 90], affine.zero_OG[:, 2])
     assert not linear.dequantize()[:, 90].any()
     assert torch.equal(linear.tensors()["codes"], before)
-
-
-@pytest.mark.parametrize(
-    ("target", "group_size", "shape", "reason"),
-    [
-        ("gptq", None, (64, 80), "multiples of 32"),
-        ("gptq", None, (80, 64), "multiples of 32"),
-        ("gptq", 64, (64, 96), "groups of 64 do not divide its 96 columns"),
-        ("pack_quantized", 128, (64, 64), "groups of 128 do not divide its 64 columns"),
-    ],
-)
-def test_a_shape_that_a_target_cannot_hold_is_refused(
-    target: Any, group_size: int | None, shape: tuple[int, int], reason: str
-) -> None:
-    targets = [create_target(target, RTNConfig(bits=4, group_size=group_size))]
-    with pytest.raises(InvalidJob, match=rf"{target} cannot hold mlp.up_proj \[\d+, \d+\]: .*{reason}"):
-        check_shapes(targets, {"mlp.up_proj": shape})
-
-
-def test_shapes_that_targets_hold_pass() -> None:
-    targets = [create_target("pack_quantized", RTNConfig(bits=3)), create_target("dense", RTNConfig(bits=3))]
-    check_shapes(targets, {"odd": (7, 13)})
-    check_shapes([create_target("gptq", RTNConfig(bits=3, group_size=32))], {"even": (32, 96)})

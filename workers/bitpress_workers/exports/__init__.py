@@ -1,6 +1,6 @@
 """Compressed models in the layouts of other systems; names and checks are in `bitpress.exports`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from bitpress.errors import InvalidJob
 from bitpress.exports import Export
@@ -10,6 +10,8 @@ from bitpress_workers.exports.dense import Dense
 from bitpress_workers.exports.directory import Piece, export_files
 from bitpress_workers.exports.gptq import GPTQLayout
 from bitpress_workers.exports.pack_quantized import PackQuantized
+from bitpress_workers.models.checkpoint import Checkpoint
+from bitpress_workers.models.outline import Outline
 
 __all__ = ["Piece", "Target", "check_shapes", "create_target", "export_files"]
 
@@ -23,10 +25,19 @@ def create_target(name: Export, method: MethodConfig) -> Target:
     return GPTQLayout(method) if name == "gptq" else PackQuantized(method)
 
 
-def check_shapes(targets: Sequence[Target], linears: Mapping[str, tuple[int, int]]) -> None:
-    """Raise InvalidJob, naming target and linear, when a linear [out, in] has no place in a target."""
-    for target in targets:
-        for name, shape in linears.items():
-            if reason := target.refusal(shape):
+def check_shapes(targets: Sequence[Target], outline: Outline, checkpoint: Checkpoint) -> None:
+    """Raise InvalidJob, naming target and linear, when a linear of the model has no place in a target."""
+    for name, shape, routed in _linears(outline, checkpoint):
+        for target in targets:
+            if reason := target.refusal(shape, routed):
                 message = f"{target.name} cannot hold {name} {list(shape)}: {reason}"
                 raise InvalidJob(message, [("/exports", message)])
+
+
+def _linears(outline: Outline, checkpoint: Checkpoint) -> Iterator[tuple[str, tuple[int, ...], bool]]:
+    """Every linear that is compressed: its name, its shape [out, in], and whether it belongs to an expert."""
+    for index in range(outline.num_blocks):
+        stored = outline.block_tensor_names(index)
+        for name, routed in ((name, tap.routed) for tap in outline.taps(index) for name in tap.linears):
+            full = f"{outline.block_name(index)}.{name}"
+            yield full, checkpoint.tensors[stored[f"{full}.weight"]].shape, routed

@@ -19,8 +19,8 @@ class Target(Protocol):
         """What a reader of the directory has to know; goes into its README.md."""
         ...
 
-    def refusal(self, shape: tuple[int, int]) -> str | None:
-        """Say why a linear [out, in] has no place in this layout; None when it has."""
+    def refusal(self, shape: tuple[int, ...], routed: bool) -> str | None:
+        """Say why a linear [out, in] has no place in this layout; None when it has. routed: it belongs to an expert."""
         ...
 
     def tensors(self, linear: CompressedLinear, dtype: torch.dtype) -> dict[str, Tensor]:

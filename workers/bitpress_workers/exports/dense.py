@@ -17,7 +17,7 @@ class Dense:
         "round. The files are as large as the model was."
     )
 
-    def refusal(self, shape: tuple[int, int]) -> str | None:
+    def refusal(self, shape: tuple[int, ...], routed: bool) -> str | None:
         return None
 
     def tensors(self, linear: CompressedLinear, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -41,7 +41,7 @@ class GPTQLayout:
             return f"Layout `gptq` (version 1), for {readers}; vLLM takes 4 and 8 bits."
         return f"Layout `gptq_v2`, since zeros of 0 have no place in version 1; for {readers}. vLLM does not take it."
 
-    def refusal(self, shape: tuple[int, int]) -> str | None:
+    def refusal(self, shape: tuple[int, ...], routed: bool) -> str | None:
         if any(length % MULTIPLE for length in shape):
             return f"rows and columns must be multiples of {MULTIPLE}"
         size = self._method.group_size

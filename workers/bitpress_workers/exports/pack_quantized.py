@@ -10,8 +10,12 @@ Tensors of an [O, I] weight with G groups, in place of `weight`:
 There a code q of the range -2**(bits - 1) .. 2**(bits - 1) - 1 is stored as q + 2**(bits - 1), zeros
 likewise: these are our codes and zeros as they are. A symmetric zero is 2**(bits - 1), its 0.
 
-Left to itself, transformers 5.23 with compressed-tensors 0.20 stops at zeros, for its own files too: it
-expects them unpacked. So config.json of a result with zeros says `dequantize`, with which it loads.
+config.json says `dequantize`, so transformers unpacks while it loads. Without, compressed-tensors unpacks
+before the first forward, which saves nothing, and (transformers 5.23, compressed-tensors 0.20)
+
+  * weights with zeros do not load, not even from their own files: zeros are expected unpacked;
+  * a Falcon with a tied head does not load: its initialization wants a `weight` in every linear;
+  * scales are rounded to bfloat16 first where that is the model's type.
 
 Source: compressed-tensors 0.20.0, compressors/pack_quantized (github.com/vllm-project/compressed-tensors).
 """
@@ -37,17 +41,14 @@ class PackQuantized:
 
     @property
     def note(self) -> str:
-        loads = (
-            "Loads with transformers and compressed-tensors: `AutoModelForCausalLM.from_pretrained(path)`. Scales\n"
-            "have 16 bits: a model loaded as float32 or float16 keeps them, one loaded as bfloat16 rounds them."
+        return (
+            "For vLLM, and for transformers with compressed-tensors: `AutoModelForCausalLM.from_pretrained(path)`\n"
+            'unpacks it to a dense model, in the 16 bits of the scales; `"dequantize"` in config.json says so.'
         )
-        hint = (
-            '\nconfig.json says `"dequantize": true`: transformers 5.23 with compressed-tensors 0.20 cannot keep\n'
-            "weights with zero points packed in memory, and stops without it."
-        )
-        return loads if self._method.symmetric else loads + hint
 
-    def refusal(self, shape: tuple[int, int]) -> str | None:
+    def refusal(self, shape: tuple[int, ...], routed: bool) -> str | None:
+        if routed and not self._method.symmetric:
+            return "transformers reads no zeros of experts while it merges them; symmetric grids have none"
         size = self._method.group_size
         if size is not None and shape[1] % size:
             return f"groups of {size} do not divide its {shape[1]} columns"
@@ -74,11 +75,11 @@ class PackQuantized:
             "group_size": method.group_size,
             "dynamic": False,
         }
-        config = {
+        return {
             "quant_method": "compressed-tensors",
             "format": FORMAT,
             "quantization_status": "compressed",
             "config_groups": {"group_0": {"targets": ["Linear"], "format": FORMAT, "weights": weights}},
             "ignore": other_linears,
+            "dequantize": True,
         }
-        return config if method.symmetric else config | {"dequantize": True}

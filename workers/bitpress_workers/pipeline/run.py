@@ -182,10 +182,9 @@ class Pipeline:
     def _export(self, records: Sequence[tuple[BlockRecord, Sidecar]]) -> dict[ArtifactFile, str]:
         if not self.targets:
             return {}
+        exporter = Exporter(self.targets, self.checkpoint, self.outline, self.publisher, self.meter)
         with self._phase("exporting"):
-            return Exporter(self.targets, self.checkpoint, self.outline, self.publisher, self.meter).run(
-                [record for record, _ in records]
-            )
+            return exporter.run([record for record, _ in records])
 
     def _publish(
         self, records: Sequence[tuple[BlockRecord, Sidecar]], report: Report, exported: dict[ArtifactFile, str]
