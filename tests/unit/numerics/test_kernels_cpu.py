@@ -136,6 +136,39 @@ def test_the_range_without_candidates(
         assert torch.equal(found, expected)
 
 
+@thorough
+@given(
+    seed=seeds,
+    tiles=st.integers(1, 8),
+    size=st.integers(1, 20),
+    bits=st.integers(1, 8),
+    magnitude=magnitudes,
+    offset=st.sampled_from([0.0, 1.0, 300.0]),
+    equal=st.integers(0, 40),
+    scale_dtype=st.sampled_from([torch.float16, torch.float32]),
+)
+def test_the_second_level(
+    seed: int,
+    tiles: int,
+    size: int,
+    bits: int,
+    magnitude: float,
+    offset: float,
+    equal: int,
+    scale_dtype: torch.dtype,
+) -> None:
+    """The last tile is short; `equal` numbers are the same; far from 0 their spread is not resolved."""
+    values_R = (random(seed, tiles * size) + offset) * magnitude
+    values_R[:equal] = values_R[0].clone()
+    index_TS = torch.arange(tiles * size).clamp_(max=tiles * size - size // 2 - 1).view(tiles, size)
+    values_R = values_R[: int(index_TS.max()) + 1]
+    found = cpu.quantize_statistics(values_R, index_TS, bits, scale_dtype=scale_dtype)
+    expected = grid.quantize_statistics(values_R, index_TS, bits, scale_dtype=scale_dtype)
+    assert torch.equal(found[0], expected[0])
+    for x, y in ((found[1], expected[1]), (found[2].scale, expected[2].scale), (found[2].zero, expected[2].zero)):
+        assert equal_bits(x, y)
+
+
 def search_both(weight_KR: Tensor, bits: int, **options: bool) -> tuple[IntegerZeroGrid, IntegerZeroGrid]:
     tiles = [weight_KR.shape[1]]
     return (

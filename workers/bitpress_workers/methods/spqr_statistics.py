@@ -15,7 +15,8 @@ from torch import Tensor
 from bitpress.formats import statistics
 from bitpress.formats.base import Part
 from bitpress.methods import SpQRConfig
-from bitpress_workers.numerics.grid import SMALLEST, fit_statistics
+from bitpress_workers.numerics.grid import SMALLEST
+from bitpress_workers.numerics.kernels import quantize_statistics
 
 
 class Record(Protocol):
@@ -95,33 +96,31 @@ class Bilevel:
         self._bits = bits
         self._rows = rows
         self._stored_dtype = stored_dtype
-        self._index_TS, self._position_R = (x.to(device) for x in self._tiling())
+        self._index_TS = self._tiling().to(device)
         self.codes: list[Tensor] = []
         self.scales: list[Tensor] = []
         self.zeros: list[Tensor] = []
 
     def keep(self, values_R: Tensor) -> Tensor:
-        values_TS = values_R[self._index_TS]
-        grid = fit_statistics(values_TS, self._bits, scale_dtype=self._stored_dtype)
-        codes_TS = grid.encode(values_TS)
-        self.codes.append(codes_TS.flatten()[self._position_R].to(torch.uint8))
-        self.scales.append(grid.scale.flatten())
-        self.zeros.append(grid.zero.flatten())
-        return grid.decode(codes_TS).flatten()[self._position_R]
+        codes_R, decoded_R, grid = quantize_statistics(
+            values_R, self._index_TS, self._bits, scale_dtype=self._stored_dtype
+        )
+        self.codes.append(codes_R)
+        self.scales.append(grid.scale)
+        self.zeros.append(grid.zero)
+        return decoded_R
 
-    def _tiling(self) -> tuple[Tensor, Tensor]:
-        """Return which row stands at each place of a tile, and at which place each row stands.
+    def _tiling(self) -> Tensor:
+        """Return the rows of each tile, [T, S].
 
         A linear's last row also stands for those that its short last tile lacks, which changes no range.
         """
         index: list[int] = []
-        position: list[int] = []
         first = 0
         for count, tiles in zip(self._counts, self._tiles, strict=True):
-            position += range(len(index), len(index) + count)
             index += [first + min(row, count - 1) for row in range(tiles * self._rows)]
             first += count
-        return torch.tensor(index).view(-1, self._rows), torch.tensor(position)
+        return torch.tensor(index).view(-1, self._rows)
 
     def stored(self) -> list[Part]:
         codes_RG, scale_TG, zero_TG = (torch.stack(x, dim=1) for x in (self.codes, self.scales, self.zeros))

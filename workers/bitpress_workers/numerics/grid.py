@@ -198,6 +198,22 @@ def fit_statistics(values_TS: Tensor, bits: int, *, scale_dtype: torch.dtype = t
     return RealZeroGrid(scale, zero, bits)
 
 
+def quantize_statistics(
+    values_R: Tensor, index_TS: Tensor, bits: int, *, scale_dtype: torch.dtype = torch.float16
+) -> tuple[Tensor, Tensor, RealZeroGrid]:
+    """Put scales or zeros on second-level grids, one for each tile of rows.
+
+    values_R: float32, not modified; index_TS: int64, the rows of each tile, which may name a row more than once.
+    Returns codes, uint8 [R], what they decode to, float32 [R], and the grids, scale and zero [T].
+    """
+    values_TS = values_R[index_TS]
+    grid = fit_statistics(values_TS, bits, scale_dtype=scale_dtype)
+    codes_TS = grid.encode(values_TS)
+    codes_R, decoded_R = torch.empty_like(values_R, dtype=torch.uint8), torch.empty_like(values_R)
+    codes_R[index_TS], decoded_R[index_TS] = codes_TS.to(torch.uint8), grid.decode(codes_TS)
+    return codes_R, decoded_R, RealZeroGrid(grid.scale.flatten(), grid.zero.flatten(), bits)
+
+
 def _range_with_zero(lo: Tensor, hi: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
     if symmetric:
         hi = torch.maximum(lo.abs(), hi.abs())

@@ -1,6 +1,6 @@
 """Which device runs which kernels; what has none runs the plain torch forms, which are also the oracles.
 
-Each device's module has the same three functions. It is imported when its device is first used:
+Each device's module has the same functions. It is imported when its device is first used:
 one needs numba, the other Triton.
 """
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bitpress_workers.numerics import column_solver, grid, leave_one_out
 from bitpress_workers.numerics.column_solver import Block, RunSolver
-from bitpress_workers.numerics.grid import Grid, IntegerZeroGrid
+from bitpress_workers.numerics.grid import Grid, IntegerZeroGrid, RealZeroGrid
 
 
 class Kernels(Protocol):
@@ -34,11 +34,18 @@ class Kernels(Protocol):
         """As `leave_one_out.patched_range`, bit for bit."""
         ...
 
+    def quantize_statistics(
+        self, values_R: Tensor, index_TS: Tensor, bits: int, *, scale_dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, RealZeroGrid]:
+        """As `grid.quantize_statistics`, bit for bit."""
+        ...
+
 
 class _Plain:
     solve_run = staticmethod(column_solver.solve_run)
     search_integer_zero = staticmethod(grid.search_integer_zero)
     patched_range = staticmethod(leave_one_out.patched_range)
+    quantize_statistics = staticmethod(grid.quantize_statistics)
 
 
 def _of(device: torch.device) -> Kernels:
@@ -46,6 +53,10 @@ def _of(device: torch.device) -> Kernels:
         from bitpress_workers.numerics.kernels import cpu
 
         return cpu
+    if device.type == "cuda":
+        from bitpress_workers.numerics.kernels import cuda
+
+        return cuda
     return _Plain()
 
 
@@ -72,3 +83,10 @@ def patched_range(
 ) -> tuple[Tensor, Tensor]:
     """Return the range of a group without its candidates, on the weights' device; see `leave_one_out.patched_range`."""
     return _of(weight_gR.device).patched_range(weight_gR, pivots_g, bits, symmetric, threshold_R)
+
+
+def quantize_statistics(
+    values_R: Tensor, index_TS: Tensor, bits: int, *, scale_dtype: torch.dtype
+) -> tuple[Tensor, Tensor, RealZeroGrid]:
+    """Put scales or zeros on second-level grids, on their device; see `grid.quantize_statistics`."""
+    return _of(values_R.device).quantize_statistics(values_R, index_TS, bits, scale_dtype=scale_dtype)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bitpress_workers.numerics.column_solver import Block
-from bitpress_workers.numerics.grid import Grid, IntegerZeroGrid, RealZeroGrid, candidate_grids, chosen
+from bitpress_workers.numerics.grid import SMALLEST, Grid, IntegerZeroGrid, RealZeroGrid, candidate_grids, chosen
 from bitpress_workers.numerics.kernels import cpu_columns, cpu_ranges, cpu_search
 
 NO_THRESHOLD, NOTHING_KEPT = np.empty(0, np.float32), np.empty((0, 0), np.bool_)
@@ -57,9 +57,29 @@ def patched_range(
     """As `leave_one_out.patched_range`, bit for bit."""
     range_2R = weight_gR.new_empty(2, weight_gR.shape[1])
     cpu_ranges.patched_range(
-        weight_gR.numpy(), pivots_g.numpy(), _top(bits), symmetric, threshold_R.numpy(), range_2R.numpy()
+        weight_gR.numpy(), pivots_g.numpy(), _top(bits), symmetric, threshold_R.numpy(), *range_2R.numpy()
     )
     return range_2R[0], range_2R[1]
+
+
+def quantize_statistics(
+    values_R: Tensor, index_TS: Tensor, bits: int, *, scale_dtype: torch.dtype
+) -> tuple[Tensor, Tensor, RealZeroGrid]:
+    """As `grid.quantize_statistics`, bit for bit."""
+    codes_R, decoded_R = torch.empty_like(values_R, dtype=torch.uint8), torch.empty_like(values_R)
+    grid = RealZeroGrid(values_R.new_empty(len(index_TS)), values_R.new_empty(len(index_TS)), bits)
+    cpu_columns.quantize_statistics(
+        values_R.numpy(),
+        index_TS.numpy(),
+        _top(bits),
+        scale_dtype == torch.float16,
+        np.float32(SMALLEST[scale_dtype]),
+        codes_R.numpy(),
+        decoded_R.numpy(),
+        grid.scale.numpy(),
+        grid.zero.numpy(),
+    )
+    return codes_R, decoded_R, grid
 
 
 def _top(bits: int) -> np.float32:

@@ -1,4 +1,6 @@
-"""A run of columns, compiled: a tile of rows goes through all of its columns while it is in cache.
+"""A run of columns and the second level of its grids, compiled.
+
+In a run, a tile of rows goes through all of its columns while it is in cache.
 
 The reference subtracts a column's error from every later column at once. Here a column takes its
 corrections together, when it is its turn, but in the same order, so a weight sees the same roundings.
@@ -8,11 +10,13 @@ Shapes as in `column_solver`, T rows of a tile; NumPy arrays, rows without gaps.
 
 import numpy as np
 
+from bitpress_workers.numerics.grid import MAX_REAL_ZERO
 from bitpress_workers.numerics.kernels.cpu_compile import Bools, Bytes, Float, Floats, Integers, compiled
 
 TILE = 64
-ZERO, HALF, INFINITY = np.float32(0), np.float32(0.5), np.float32(np.inf)
+ZERO, HALF, MINUS_ONE, INFINITY = np.float32(0), np.float32(0.5), np.float32(-1), np.float32(np.inf)
 SMALLEST_DIVISOR = np.float32(1e-9)
+FARTHEST_ZERO = np.float32(MAX_REAL_ZERO)
 SMALLEST_NORMAL_HALF = np.float32(2.0**-14)
 FIRST_INFINITE_HALF = np.float32(65520)
 
@@ -133,6 +137,36 @@ def _divide(error_T: Floats, pivot: Float, out_T: Floats) -> None:
     for r in range(len(out_T)):
         error_T[r] = error_T[r] / pivot
         out_T[r] = error_T[r]
+
+
+@compiled
+def quantize_statistics(
+    values_R: Floats,
+    index_TS: Integers,
+    top: Float,
+    half: bool,
+    smallest_scale: Float,
+    codes_R: Bytes,
+    decoded_R: Floats,
+    scale_T: Floats,
+    zero_T: Floats,
+) -> None:
+    """Put the numbers of each tile on a grid; see `grid.fit_statistics`."""
+    num_tiles, size = index_TS.shape
+    for t in range(num_tiles):
+        lo, hi = INFINITY, -INFINITY
+        for s in range(size):
+            lo, hi = min(lo, values_R[index_TS[t, s]]), max(hi, values_R[index_TS[t, s]])
+        scale = (hi - lo) / top
+        scale = max(_half(scale) if half else scale, smallest_scale)
+        zero = _half(-lo / scale) if half else -lo / scale
+        if hi == lo or abs(zero) > FARTHEST_ZERO:
+            scale, zero = _half(lo) if half else lo, MINUS_ONE
+        for s in range(size):
+            r = index_TS[t, s]
+            code = _code(values_R[r], scale, zero, top, True)
+            codes_R[r], decoded_R[r] = np.uint8(np.int32(code)), (code - zero) * scale
+        scale_T[t], zero_T[t] = scale, zero
 
 
 @compiled

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Float = np.float32
 Floats = NDArray[np.float32]
-Integers = NDArray[np.int64]
+Integers = NDArray[np.integer[Any]]
 Bools = NDArray[np.bool_]
 Bytes = NDArray[np.uint8]
 
