@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from bench_memory import write_byte_tokenizer
 from pipeline_helpers import make_spec, run
 from safetensors.torch import load_file
+from small_models import build
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig, PreTrainedModel
 
@@ -72,9 +74,9 @@ def test_dense_is_a_plain_checkpoint(mini_model: Path, texts: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("method", [SYMMETRIC, WITH_ZEROS, BY_ROW, STATIC_GROUPS], ids=str)
 def test_pack_quantized_loads_without_further_arguments(
-    mini_model: Path, texts: Path, tmp_path: Path, method: dict[str, Any]
+    opt_mini: Path, texts: Path, tmp_path: Path, method: dict[str, Any]
 ) -> None:
-    path = export(mini_model, texts, method, "pack_quantized", tmp_path / "out")
+    path = export(opt_mini, texts, method, "pack_quantized", tmp_path / "out")
     check_same(open_float32(path), tmp_path / "out", rounding=torch.float16)
 
 
@@ -128,6 +130,20 @@ def test_exports_are_files_of_the_artifact_and_the_same_for_any_fleet(
         found.append(exported)
     assert found[0] == found[1]
     assert {name.split("/")[1] for name in found[0]} == {"dense", "pack_quantized", "gptq"}
+
+
+def test_experts_go_out_under_the_names_of_the_checkpoint(texts: Path, tmp_path: Path) -> None:
+    model, out = tmp_path / "model", tmp_path / "out"
+    build("mixtral", vocab_size=256).half().save_pretrained(model)
+    write_byte_tokenizer(model)
+    calibration = {"dataset": str(texts / "calibration.txt"), "num_sequences": 5, "sequence_length": 32}
+    method = {"kind": "rtn", "bits": 4, "symmetric": True}
+    targets = ["dense", "pack_quantized"]
+    run(make_spec(model, texts, method, exports=targets, calibration=calibration, **UNEVALUATED), out)
+    index = json.loads((out / "exports" / "dense" / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == load_file(model / "model.safetensors").keys()
+    dense, packed = (open_float32(out / "exports" / target).half().state_dict() for target in targets)
+    assert all(torch.equal(tensor, packed[name]) for name, tensor in dense.items())
 
 
 def test_the_index_accounts_for_every_tensor(opt_mini: Path, texts: Path, tmp_path: Path) -> None:
