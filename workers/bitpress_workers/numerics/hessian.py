@@ -40,7 +40,7 @@ class Gram:
     symmetric: bool = True
 
     @classmethod
-    def zeros(cls, num_columns: int, device: torch.device | str = "cpu") -> Self:
+    def zeros(cls, num_columns: int, device: torch.device | str | None = None) -> Self:
         return cls(torch.zeros(num_columns, num_columns, device=device), 0, 0)
 
     @property

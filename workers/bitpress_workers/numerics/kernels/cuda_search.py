@@ -5,7 +5,7 @@ while it reads a row's weights; only a power, computed here by exp2 and log2, an
 differ from the plain form, so that two candidates change places only where they are equal within float32.
 A row is summed alone and in the same order, whatever rows lie beside it.
 
-Shapes: K columns, R rows, C candidates.
+Shapes: K columns, R rows, S candidates, T rows of a tile.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bitpress_workers.numerics.grid import SEARCH_NORM, SEARCH_STEPS, IntegerZeroGrid, fit_integer_zero
+from bitpress_workers.numerics.grid import SEARCH_NORM, SEARCH_STEPS, IntegerZeroGrid, candidate_grids, chosen
 from bitpress_workers.numerics.kernels.cuda_arithmetic import round_half_even
 
 TILE = 32  # rows of a program
@@ -31,25 +31,22 @@ def search_integer_zero(
     weight_KR: float32, not modified; tiles: unused, a row's bits depend on that row alone.
     Returns scale and zero [R].
     """
-    lo_R, hi_R = weight_KR.aminmax(dim=0)
-    shrink_C1 = torch.tensor([1 - step / 100 for step in range(SEARCH_STEPS)], device=weight_KR.device)[:, None]
-    grids = fit_integer_zero(shrink_C1 * lo_R, shrink_C1 * hi_R, bits, symmetric=symmetric, scale_dtype=scale_dtype)
-    best_1R = search_errors(weight_KR.contiguous(), grids).argmin(dim=0, keepdim=True)
-    return IntegerZeroGrid(grids.scale.gather(0, best_1R)[0], grids.zero.gather(0, best_1R)[0], bits)
+    candidates = candidate_grids(weight_KR, bits, symmetric, scale_dtype)
+    return chosen(candidates, search_errors(weight_KR.contiguous(), candidates).argmin(dim=0))
 
 
-def search_errors(weight_KR: Tensor, grids: IntegerZeroGrid) -> Tensor:
-    """Return each row's error to the 2.4th power on each of its candidate grids, float64 [C, R]."""
+def search_errors(weight_KR: Tensor, candidates: IntegerZeroGrid) -> Tensor:
+    """Return each row's error to the 2.4th power on each of its candidate grids [S, R], float64 [S, R]."""
     num_columns, num_rows = weight_KR.shape
-    errors_CR = torch.empty_like(grids.scale, dtype=torch.float64)
+    errors_SR = torch.empty_like(candidates.scale, dtype=torch.float64)
     _search_errors[(SEARCH_STEPS // CANDIDATES, triton.cdiv(num_rows, TILE))](
         weight_KR,
-        grids.scale,
-        grids.zero,
-        errors_CR,
+        candidates.scale,
+        candidates.zero,
+        errors_SR,
         num_columns,
         num_rows,
-        MAX_CODE=2**grids.bits - 1,
+        MAX_CODE=2**candidates.bits - 1,
         POWER=SEARCH_NORM - 2,
         CANDIDATES=CANDIDATES,
         TILE=TILE,
@@ -58,7 +55,7 @@ def search_errors(weight_KR: Tensor, grids: IntegerZeroGrid) -> Tensor:
         num_stages=1,
         enable_fp_fusion=False,
     )
-    return errors_CR
+    return errors_SR
 
 
 @triton.jit(do_not_specialize=["num_columns", "num_rows"])
@@ -80,18 +77,18 @@ def _search_errors(
     inside = rows < num_rows
     stride = num_rows.to(tl.int64)
     here = candidates[:, None] * stride + rows[None, :]
-    scale_CT = tl.load(scales + here, mask=inside[None, :], other=1.0)
-    zero_CT = tl.load(zeros + here, mask=inside[None, :], other=0.0)
-    total_CT = tl.full([CANDIDATES, TILE], 0.0, tl.float64)
+    scale_ST = tl.load(scales + here, mask=inside[None, :], other=1.0)
+    zero_ST = tl.load(zeros + here, mask=inside[None, :], other=0.0)
+    total_ST = tl.full([CANDIDATES, TILE], 0.0, tl.float64)
     for start in range(0, num_columns, CHUNK):
-        part_CT = tl.full([CANDIDATES, TILE], 0.0, tl.float32)
+        part_ST = tl.full([CANDIDATES, TILE], 0.0, tl.float32)
         for column in range(start, tl.minimum(start + CHUNK, num_columns)):
             weight_T = tl.load(weights + column * stride + rows, mask=inside, other=0.0)
-            step_CT = round_half_even(tl.div_rn(weight_T[None, :], scale_CT))
-            step_CT = tl.minimum(tl.maximum(step_CT, -zero_CT), MAX_CODE - zero_CT)
-            error_CT = tl.abs(step_CT * scale_CT - weight_T[None, :])
+            step_ST = round_half_even(tl.div_rn(weight_T[None, :], scale_ST))
+            step_ST = tl.minimum(tl.maximum(step_ST, -zero_ST), MAX_CODE - zero_ST)
+            error_ST = tl.abs(step_ST * scale_ST - weight_T[None, :])
             # x^2.4 as x^2 * x^0.4: less of the logarithm's error than exp2(2.4 * log2(x)).
-            part_CT += error_CT * error_CT * tl.exp2(POWER * tl.log2(error_CT))
-        total_CT += part_CT
+            part_ST += error_ST * error_ST * tl.exp2(POWER * tl.log2(error_ST))
+        total_ST += part_ST
     # Not a number, where a scale was too large for its type: never the least.
-    tl.store(errors + here, tl.where(total_CT >= 0.0, total_CT, float("inf")), mask=inside[None, :])
+    tl.store(errors + here, tl.where(total_ST >= 0.0, total_ST, float("inf")), mask=inside[None, :])
