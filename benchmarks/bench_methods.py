@@ -38,7 +38,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "GPTQ 2": {"kind": "gptq", "bits": 2},
     "SEPTQ 2, 1 %": {"kind": "septq", "bits": 2},
     "SpQR 2, threshold 0.2": {"kind": "spqr", "bits": 2},
-    "PTQ1.61": {"kind": "ptq161"},
+    "PTQ1.61, 5 epochs": {"kind": "ptq161", "epochs": 5},
 }
 
 

@@ -107,6 +107,6 @@ def _check_same_job(marker: Path, spec: JobSpec) -> None:
     except ValueError as error:
         raise Conflict(f"{marker} is not the mark of an interrupted run: {error}") from error
     # What does not touch the blocks may differ when a run goes on.
-    free: dict[str, object] = {"devices": None, "labels": {}, "evaluation": Evaluation()}
+    free: dict[str, object] = {"devices": None, "labels": {}, "evaluation": Evaluation(), "exports": ()}
     if found.model_copy(update=free) != spec.model_copy(update=free):
         raise Conflict(f"{marker.parent} holds an interrupted job with another spec; choose another directory")
