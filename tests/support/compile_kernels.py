@@ -14,7 +14,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bitpress_workers.numerics.grid import MAX_REAL_ZERO, SEARCH_NORM
-from bitpress_workers.numerics.kernels import cuda_columns, cuda_leave_one_out, cuda_search
+from bitpress_workers.numerics.kernels import cuda_columns, cuda_leave_one_out, cuda_search, cuda_statistics
 
 TARGET = GPUTarget("cuda", 90, 32)
 INEXACT = re.compile(r"\b(?:fma|mad|div\.full|div\.approx|ex2|lg2|rcp)\.\S*f32")
@@ -42,6 +42,10 @@ def variants() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], int]]:
         constants = {"MAX_CODE": 7, "SYMMETRIC_ZERO": symmetric_zero, "SMALLEST_SCALE": 2.0**-126}
         constants |= {"FARTHEST_ZERO": MAX_REAL_ZERO, "TILE": cuda_leave_one_out.TILE}
         yield cuda_leave_one_out._patched_range, types, constants, 4
+    types = dict.fromkeys(("values", "decoded", "scales", "zeros"), "*fp32")
+    types |= {"index": "*i64", "codes": "*u8", "num_tiles": "i32", "tile_size": "i32"}
+    constants = {"MAX_CODE": 7, "STORED": tl.float16, "SMALLEST_SCALE": 2.0**-24, "FARTHEST_ZERO": MAX_REAL_ZERO}
+    yield cuda_statistics._quantize_statistics, types, constants | {"TILES": cuda_statistics.TILES}, 1
 
 
 def main() -> None:

@@ -164,6 +164,23 @@ def test_leave_one_out(group_size: int, symmetric: bool) -> None:
         assert torch.equal(found_R.cpu(), expected_R)
 
 
+@pytest.mark.parametrize("scale_dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("tile_size", [1, 3, 16])
+def test_second_level_statistics(tile_size: int, scale_dtype: torch.dtype) -> None:
+    values_R = normal(41 * tile_size, seed=tile_size)
+    values_R[:tile_size] = 0.3  # a tile of equals
+    values_R[tile_size : 2 * tile_size] = torch.linspace(1, 1.00001, tile_size)  # closer than 16 bits resolve
+    index_TS = torch.arange(len(values_R)).view(-1, tile_size)
+    index_TS[-1] = index_TS[-1, 0]  # a short last tile names a row more than once
+    values_R = values_R[: int(index_TS.max()) + 1]
+    expected = grid.quantize_statistics(values_R, index_TS, 3, scale_dtype=scale_dtype)
+    found = cuda.quantize_statistics(on_device(values_R), on_device(index_TS), 3, scale_dtype=scale_dtype)
+    for found_tensor, expected_tensor in zip(
+        (*found[:2], found[2].scale, found[2].zero), (*expected[:2], expected[2].scale, expected[2].zero), strict=True
+    ):
+        assert torch.equal(found_tensor.cpu(), expected_tensor)
+
+
 COMPILE = Path(__file__).parents[2] / "support" / "compile_kernels.py"
 
 

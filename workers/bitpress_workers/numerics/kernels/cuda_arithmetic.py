@@ -6,9 +6,11 @@ No function of Triton's own library is used, only builtins, so that the interpre
 after Triton was imported.
 """
 
+import torch
 import triton
 import triton.language as tl
 
+TRITON_DTYPES = {torch.float16: tl.float16, torch.float32: tl.float32}
 # Adding and subtracting 1.5 * 2**23 rounds to a whole number, half to even, below 2**22; what is larger is clamped.
 ROUNDER = tl.constexpr(12582912.0)
 # A real zero grid's divisor; see `grid.RealZeroGrid.divisor`.

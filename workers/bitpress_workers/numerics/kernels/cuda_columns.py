@@ -9,17 +9,15 @@ the first-level cache.
 Shapes: as in `column_solver`; T rows of a tile.
 """
 
-import torch
 import triton
 import triton.language as tl
 
 from bitpress_workers.numerics.column_solver import Block
 from bitpress_workers.numerics.grid import Grid, RealZeroGrid
-from bitpress_workers.numerics.kernels.cuda_arithmetic import encode
+from bitpress_workers.numerics.kernels.cuda_arithmetic import TRITON_DTYPES, encode
 
 TILE = 32  # rows of a program, one a thread; few, so that the rows of one linear reach all multiprocessors
 UNROLL = 8  # loads in flight while a column is corrected
-KEPT_DTYPES = {torch.float16: tl.float16, torch.float32: tl.float32}
 
 
 def solve_run(block: Block, first: int, last: int, grid: Grid) -> None:
@@ -47,7 +45,7 @@ def solve_run(block: Block, first: int, last: int, grid: Grid) -> None:
         num_rows,
         REAL_ZERO=isinstance(grid, RealZeroGrid),
         MAX_CODE=2**grid.bits - 1,
-        KEPT_DTYPE=KEPT_DTYPES[block.kept_dtype],
+        KEPT_DTYPE=TRITON_DTYPES[block.kept_dtype],
         TILE=TILE,
         UNROLL=UNROLL,
         num_warps=TILE // 32,
