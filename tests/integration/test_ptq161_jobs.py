@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from bench_memory import write_byte_tokenizer
 from pipeline_helpers import block_hashes, make_spec, run
 from safetensors.torch import load_file
 from small_models import build
@@ -125,3 +126,19 @@ def test_a_loss_that_is_not_finite_names_the_block(opt_mini: Path, texts: Path, 
     method = METHOD | {"epochs": 5, "scale_learning_rate": 1e30, "rotation_learning_rate": 1e30}
     with pytest.raises(NumericalError, match=r"model\.decoder\.layers\.0: the loss of training step \d+ is"):
         run(short_spec(opt_mini, texts, method), tmp_path / "out")
+
+
+def test_an_expert_that_no_token_reached_is_in_the_ledger(texts: Path, tmp_path: Path) -> None:
+    build("qwen3_moe", vocab_size=256).save_pretrained(tmp_path / "model")
+    write_byte_tokenizer(tmp_path / "model")
+    calibration = {"dataset": str(texts / "calibration.txt"), "num_sequences": 1, "sequence_length": 8}
+    spec = make_spec(tmp_path / "model", texts, METHOD, calibration=calibration, evaluation={"datasets": []})
+    report = run(spec, tmp_path / "out")
+    starved = {
+        f"block {block.index}, {linear.name}"
+        for block in report.blocks
+        for linear in block.linears
+        if not linear.num_tokens
+    }
+    assert starved
+    assert {entry.where for entry in report.ledger if entry.kind == "starved-expert"} == starved

@@ -12,7 +12,7 @@ from small_models import build
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bitpress.errors import CalibrationError, NumericalError, OutOfMemory
+from bitpress.errors import CalibrationError, NumericalError, OutOfMemory, UnsupportedModel
 from bitpress.formats import CompressedLinear
 from bitpress.jobs import JobSpec, Progress
 from bitpress.methods import LoRAPreprocessing, PTQ161Config, RTNConfig
@@ -22,7 +22,7 @@ from bitpress_workers.models.checkpoint import Checkpoint
 from bitpress_workers.models.outline import Outline
 from bitpress_workers.models.skeleton import Skeleton
 from bitpress_workers.pipeline.plan import Devices, make_plan
-from bitpress_workers.pipeline.preprocessing import training_documents
+from bitpress_workers.pipeline.preprocessing import check_adapters, training_documents
 from bitpress_workers.pipeline.restoration import Restoration, adapted_linears, save_checkpoint
 from bitpress_workers.pipeline.sizes import model_sizes
 
@@ -121,6 +121,12 @@ def test_the_checkpoint_written_is_the_old_one_but_for_the_merged_linears(llama:
     expected = old.state_dict() | {f"{name}.weight": weight_OI for name, weight_OI in weights.items()}
     assert all(torch.equal(tensor, expected[name]) for name, tensor in new.state_dict().items())
     Skeleton(Checkpoint.open(str(tmp_path / "merged"))).load_block(2)
+
+
+def test_a_model_without_any_linear_to_adapt_is_refused() -> None:
+    check_adapters(["self_attn.q_a_proj", "self_attn.q_proj"])
+    with pytest.raises(UnsupportedModel, match=r"up_proj.*self_attn\.q_a_proj"):
+        check_adapters(["self_attn.q_a_proj", "self_attn.o_proj"])
 
 
 def write_documents(path: Path, texts: list[str]) -> str:

@@ -30,7 +30,7 @@ class Setting:
     def __init__(self, path: Path, dtype: torch.dtype, sequences: range) -> None:
         self.skeleton = Skeleton(Checkpoint.open(str(path)), "cpu", dtype)
         self.block = self.skeleton.load_block(0)
-        self.taps = self.skeleton.family.taps
+        self.taps = self.skeleton.taps(0)
         batches = [range(sequence, sequence + 1) for sequence in sequences]
         self.reference, self.calibration = (Activations(self.skeleton, TOKENS, batches) for _ in range(2))
         for sequence in range(len(self.calibration)):

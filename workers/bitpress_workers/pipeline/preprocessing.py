@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from bitpress.errors import CalibrationError
+from bitpress.errors import CalibrationError, UnsupportedModel
 from bitpress.jobs import Progress
 from bitpress.methods import LoRAPreprocessing
 from bitpress_service.jobstore import BlockRecord
@@ -22,7 +22,7 @@ from bitpress_workers.pipeline.estimate import DOCUMENT_TOKENS
 from bitpress_workers.pipeline.fleet import Fleet
 from bitpress_workers.pipeline.progress import ProgressMeter
 from bitpress_workers.pipeline.publish import Recorder
-from bitpress_workers.pipeline.restoration import DOCUMENTS_PER_STEP, SEED
+from bitpress_workers.pipeline.restoration import ADAPTED, DOCUMENTS_PER_STEP, SEED, adapted_linears
 from bitpress_workers.pipeline.shard import Shard
 
 STEPS_PER_CALL = 10  # between two looks at whether the job was cancelled
@@ -48,6 +48,15 @@ class Unrecorded:
 
     def finish(self, files: Mapping[str, str]) -> None:
         raise AssertionError("a first pass leaves no artifact")
+
+
+def check_adapters(linears: Sequence[str]) -> None:
+    """Raise UnsupportedModel when none of a block's linears would get an adapter."""
+    if not adapted_linears(linears):
+        raise UnsupportedModel(
+            f"preprocessing trains adapters of {', '.join(sorted(ADAPTED))}; this model's linears are "
+            f"{', '.join(linears)}"
+        )
 
 
 def training_documents(

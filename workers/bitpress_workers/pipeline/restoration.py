@@ -11,7 +11,8 @@ Source: PTQ1.61 (arXiv 2502.13179, zjq0455/PTQ1.61), its LoRA script. It trains 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 
@@ -60,8 +61,7 @@ class Restoration:
         for name, linear in linears.items():
             _linear(model, name).weight.data.copy_(linear.dequantize())
         self._names = list(linears)
-        with torch.random.fork_rng():
-            torch.manual_seed(SEED)
+        with _seeded(SEED, device):
             adapter = LoraConfig(
                 r=config.rank,
                 lora_alpha=config.alpha,
@@ -85,8 +85,7 @@ class Restoration:
         losses = []
         for start in range(0, len(documents), DOCUMENTS_PER_STEP):
             step = first_step + start // DOCUMENTS_PER_STEP
-            with torch.random.fork_rng(), reproducible_attention():
-                torch.manual_seed(SEED + step)
+            with _seeded(SEED + step, self._device), reproducible_attention():
                 losses += [self._add_gradient(tokens_S) for tokens_S in documents[start : start + DOCUMENTS_PER_STEP]]
             if not isfinite(losses[-1]):
                 raise NumericalError(f"restoring: the loss of training step {step + 1} is {losses[-1]}")
@@ -126,6 +125,14 @@ def save_checkpoint(
         save_file(tensors, directory / file_name)
         weight_map |= dict.fromkeys(tensors, file_name)
     (directory / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw from this seed; what others draw from goes on as if nothing had been."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def _linear(model: nn.Module, name: str) -> nn.Linear:

@@ -28,7 +28,7 @@ from bitpress_workers.pipeline.fleet import Fleet
 from bitpress_workers.pipeline.memory import peak_resident_bytes
 from bitpress_workers.pipeline.placement import micro_batches, share
 from bitpress_workers.pipeline.plan import Devices, Plan, make_plan
-from bitpress_workers.pipeline.preprocessing import Unrecorded, restore, training_documents
+from bitpress_workers.pipeline.preprocessing import Unrecorded, check_adapters, restore, training_documents
 from bitpress_workers.pipeline.progress import FIRST_PASS_SHARE, RESTORING_SHARE, ProgressMeter
 from bitpress_workers.pipeline.publish import Publisher, Recorder, Sidecar, block_name, sidecar_name
 from bitpress_workers.pipeline.report import make_report, to_markdown
@@ -98,6 +98,8 @@ class Pipeline:
         self.meter.preparing()
         self._read_texts()
         sizes = model_sizes(outline, checkpoint)
+        if self.preprocessing:
+            check_adapters([name for block in sizes.blocks for name in block.linears])
         self.targets = [create_target(name, spec.method) for name in spec.exports]
         check_shapes(self.targets, outline, checkpoint)
         num_windows = sum(len(tokens_KS) for tokens_KS in self.windows.values())

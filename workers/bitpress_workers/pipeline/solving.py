@@ -154,6 +154,7 @@ class BlockTrainer:
         for name, part in parts[0].items():
             solved.linears.append(_trained_report(name, [of_shard[name] for of_shard in parts], seconds_per_weight))
             solved.ledger += _constant_groups(index, name, part.num_constant_rows)
+            solved.ledger += _starved(index, solved.linears[-1])
         return solved
 
 
@@ -171,6 +172,16 @@ def _trained_report(name: str, parts: Sequence[TrainedPart], seconds_per_weight:
         num_tokens=sum(error.num_tokens for error in errors),
         seconds=seconds_per_weight * prod(parts[0].shape),
     )
+
+
+def _starved(index: int, linear: LinearReport) -> list[LedgerEntry]:
+    if linear.num_tokens:
+        return []
+    detail = (
+        "no token reached this linear: its scales were not trained, and unless the dense model sent it some, "
+        "its first channels count as salient"
+    )
+    return [LedgerEntry(kind="starved-expert", where=f"block {index}, {linear.name}", detail=detail)]
 
 
 def _means(losses: Sequence[float], epochs: int) -> tuple[float, ...]:
