@@ -7,6 +7,8 @@ from threading import Barrier
 import pytest
 import torch
 
+from bitpress_workers.numerics.column_solver import Columns, solve_columns, solve_run
+from bitpress_workers.numerics.grid import Grid, fit_real_zero
 from bitpress_workers.numerics.precision import full_float32
 
 
@@ -21,6 +23,19 @@ def test_it_is_put_back() -> None:
     with full_float32(), full_float32():
         assert torch.get_float32_matmul_precision() == "highest"
     assert torch.get_float32_matmul_precision() == "high"
+
+
+def test_the_column_loop_is_in_full_float32() -> None:
+    seen: list[str] = []
+
+    def fit(first: int, weight_gR: torch.Tensor) -> Grid:
+        seen.append(torch.get_float32_matmul_precision())
+        return fit_real_zero(*weight_gR.aminmax(dim=0), 3)
+
+    weight_IR = torch.ones(4, 2)
+    columns = Columns(weight_IR, 4, fit, torch.zeros(4, dtype=torch.bool), torch.empty(4, 2, dtype=torch.uint8))
+    solve_columns(columns, torch.eye(4), column_block=4, tiles=[2], solve_run=solve_run)
+    assert seen == ["highest"]
 
 
 def test_it_is_put_back_after_an_error() -> None:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from bitpress_workers.numerics.grid import Grid
+from bitpress_workers.numerics.precision import full_float32
 
 
 @dataclass
@@ -74,6 +75,7 @@ class Block:
 RunSolver = Callable[[Block, int, int, Grid], None]
 
 
+@full_float32()
 def solve_columns(
     columns: Columns, upper_II: Tensor, *, column_block: int, tiles: Sequence[int], solve_run: RunSolver
 ) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 from bitpress.formats import CompressedLinear
 from bitpress_workers.methods.base import SolvedRows
 from bitpress_workers.numerics.hessian import Factor, Gram
+from bitpress_workers.numerics.precision import full_float32
 from bitpress_workers.pipeline.placement import tiles_of
 
 
@@ -47,6 +48,7 @@ class Evidence:
     num_constant_groups: int
 
 
+@full_float32()
 def tile_errors(
     weight_RI: Tensor, compressed: CompressedLinear, gram: Gram, row_tile: int
 ) -> list[tuple[float, float]]:
