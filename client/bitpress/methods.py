@@ -121,7 +121,7 @@ class LoRAPreprocessing(_Config):
     rank: int = Field(64, ge=1, le=1024)
     alpha: int = Field(16, ge=1, description="the adapter counts alpha / rank times")
     steps: int = Field(10000, ge=1, description="optimizer steps, of two documents each")
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(1e-4, gt=0, description="at its highest; it rises at first and falls as a cosine")
     dataset: Dataset | None = Field(None, description="text to train on; null: that of the calibration")
 
 
@@ -131,11 +131,13 @@ class PTQ161Config(_Config):
     kind: Literal["ptq161"] = "ptq161"
     salient_percent: float = Field(20.0, ge=0, le=100, description="percent of a linear's input channels kept in codes")
     salient_bits: Bits = 4
-    epochs: int = Field(20, ge=0, le=1000)
-    scale_learning_rate: float = Field(5e-4, gt=0)
-    rotation_learning_rate: float = Field(1e-3, gt=0)
+    epochs: int = Field(20, ge=0, le=1000, description="passes over the calibration sequences; 0: nothing is trained")
+    scale_learning_rate: float = Field(5e-4, gt=0, description="of one number a row")
+    rotation_learning_rate: float = Field(1e-3, gt=0, description="of another number a row, and of one a column")
     saliency: Literal["max", "mean"] = Field("max", description="of the magnitudes of a channel's activations")
-    preprocessing: LoRAPreprocessing | None = None
+    preprocessing: LoRAPreprocessing | None = Field(
+        None, description="train an adapter on the compressed model and compress the merged one; null: compress once"
+    )
 
 
 def _check_groups(group_size: int | None, column_block: int) -> None:

@@ -163,6 +163,12 @@ def test_documents_with_nothing_to_predict_are_refused(opt_mini: Path, tmp_path:
         training_documents(CONFIG, dataset, None, AutoTokenizer.from_pretrained(opt_mini))
 
 
+def restoring(directory: Path) -> dict[str, Any]:
+    """The method with a preprocessing of seconds, on documents of some ten tokens."""
+    dataset = write_documents(directory / "documents.jsonl", [f"The river rose {n} feet in a night." for n in range(9)])
+    return METHOD | {"preprocessing": PREPROCESSING | {"dataset": dataset}}
+
+
 def short_spec(model: Path, texts: Path, method: dict[str, Any], **overrides: Any) -> JobSpec:
     calibration = {"dataset": str(texts / "calibration.txt"), "num_sequences": 5, "sequence_length": 32}
     evaluation = {"datasets": [str(texts / "evaluation.txt")], "sequence_length": 32, "max_sequences": 4}
@@ -171,7 +177,7 @@ def short_spec(model: Path, texts: Path, method: dict[str, Any], **overrides: An
 
 def test_a_job_with_preprocessing_is_measured_against_the_original(opt_mini: Path, texts: Path, tmp_path: Path) -> None:
     seen: list[Progress] = []
-    spec = short_spec(opt_mini, texts, METHOD | {"preprocessing": PREPROCESSING})
+    spec = short_spec(opt_mini, texts, restoring(tmp_path))
     report = run_local(spec, tmp_path / "restored", seen.append)
     plain = run(short_spec(opt_mini, texts, METHOD), tmp_path / "plain")
     assert list(report.phases) == ["preparing", "restoring", "calibrating", "evaluating"]
@@ -195,7 +201,7 @@ def test_a_job_with_preprocessing_is_measured_against_the_original(opt_mini: Pat
 def test_an_interrupted_job_restores_again_and_uses_its_published_blocks(
     opt_mini: Path, texts: Path, tmp_path: Path
 ) -> None:
-    spec = short_spec(opt_mini, texts, METHOD | {"preprocessing": PREPROCESSING}, evaluation={"datasets": []})
+    spec = short_spec(opt_mini, texts, restoring(tmp_path), evaluation={"datasets": []})
     run(spec, tmp_path / "whole")
 
     def interrupt(progress: Progress) -> None:
