@@ -89,10 +89,14 @@ class TapRows:
     @classmethod
     def of(cls, weights: Sequence[Tensor], factor: Factor, row_tile: int) -> Self:
         """Copy rows [R, I] of each linear into solve order."""
-        order_I = factor.order_I
-        weight_IR = torch.cat([weight_RI.T if order_I is None else weight_RI.T[order_I] for weight_RI in weights], 1)
+        counts = tuple(map(len, weights))
+        weight_IR = weights[0].new_empty(factor.num_columns, sum(counts))
+        for part_IR, weight_RI in zip(weight_IR.split(counts, dim=1), weights, strict=True):
+            part_IR.copy_(weight_RI.T)  # twice as fast as cat
+        if factor.order_I is not None:
+            weight_IR = weight_IR[factor.order_I]
         weight_IR[factor.dead_I] = 0
-        return cls(weight_IR, tuple(map(len, weights)), row_tile)
+        return cls(weight_IR, counts, row_tile)
 
     @property
     def tiles(self) -> list[int]:

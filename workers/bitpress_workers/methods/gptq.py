@@ -111,9 +111,13 @@ class GPTQRows:
 
     def _fixed_grids(self) -> IntegerZeroGrid:
         """Fit all grids [G, R] to columns as they lie; one for the whole row is fitted to dead columns as well."""
-        weight_IR = torch.cat([weight_RI.T for weight_RI in self._weights], dim=1)
-        if self._config.static_groups:
-            weight_IR[self._factor.dead_columns] = 0
+        order_I, dead_columns = self._factor.order_I, self._factor.dead_columns
+        weight_IR = self.tap_rows.weight_IR
+        if order_I is not None:
+            weight_IR = weight_IR[torch.argsort(order_I)]
+        if len(dead_columns) and not self._config.static_groups:
+            dead_values = torch.cat([weight_RI[:, dead_columns].T for weight_RI in self._weights], dim=1)
+            weight_IR = weight_IR.index_copy(0, dead_columns, dead_values)
         for start in range(0, len(weight_IR), self._group_size):
             self._fit(start, weight_IR[start : start + self._group_size])
         return stack(self._grids)
@@ -121,7 +125,7 @@ class GPTQRows:
     def _fit(self, first: int, weight_gR: Tensor) -> IntegerZeroGrid:
         """Fit the next grid, scale and zero [R]."""
         config = self._config
-        lo_R, hi_R = weight_gR.aminmax(dim=0)
+        lo_R, hi_R = weight_gR.amin(dim=0), weight_gR.amax(dim=0)  # aminmax is slower
         self._empty.append((lo_R == 0) & (hi_R == 0))
         if config.mse_search:
             grid = search_integer_zero(

@@ -151,7 +151,7 @@ class SpQRRows:
             pivots_g = self._pivots_I[first:last]
             lo_R, hi_R = patched_range(weight_gR, pivots_g, config.bits, config.symmetric, threshold_R)
         else:
-            lo_R, hi_R = weight_gR.aminmax(dim=0)
+            lo_R, hi_R = weight_gR.amin(dim=0), weight_gR.amax(dim=0)
         constant_R = torch.zeros_like(lo_R, dtype=torch.bool) if all(self._all_dead[first:last]) else lo_R == hi_R
         self._constant.append(constant_R)
         grid = fit_real_zero(lo_R, hi_R, config.bits, symmetric=config.symmetric, round_zero=config.round_zero)

@@ -3,8 +3,7 @@
 |e|**2.4 is (e*e)**(6/5): with a = e*e, y near a**(-1/5), got from a's bits, and r = 1 - a * y**5, it
 is (a * y**2)**2 * (1 - r)**(-4/5), and a polynomial in r stands for the last factor.
 
-A row's errors are added in an order that depends on nothing but their number. A sum only grows, so a
-candidate is dropped once its sum exceeds the best; a few far apart are tried first, to find a good one early.
+A row's errors are added in an order that depends on nothing but their number.
 
 Shapes: K columns, R rows, S candidates.
 """
@@ -14,9 +13,7 @@ import numpy as np
 from bitpress_workers.numerics.kernels.cpu_compile import Float, Floats, Integers, compiled
 
 LANES = 128
-SPAN = 512  # columns between two looks at the sum
 ROWS = 16  # rows that are brought into cache together: one cache line of each column
-COARSE = 8
 
 ZERO, ONE, FIFTH = np.float32(0), np.float32(1), np.float32(0.2)
 # The bits of the first guess are GUESS - bits(a) / 5; it keeps r between -0.156 and 0.156, where the
@@ -45,35 +42,27 @@ def search(weight_KR: Floats, scale_SR: Floats, zero_SR: Floats, top: Float) -> 
 
 @compiled
 def _search_row(row_K: Floats, scale_S: Floats, zero_S: Floats, top: Float, sums: Floats) -> int:
-    best, best_error = 0, np.inf
-    for coarse in (True, False):
-        for step in range(len(scale_S)):
-            if (step % COARSE == 0) == coarse:
-                error = _error(row_K, scale_S[step], zero_S[step], top, best_error, sums)
-                if error < best_error or (error == best_error and step < best):
-                    best, best_error = step, error
+    best, least = 0, np.inf
+    for step in range(len(scale_S)):
+        error = _error(row_K, scale_S[step], zero_S[step], top, sums)
+        if error < least:  # never, where a scale was too large for its type
+            best, least = step, error
     return best
 
 
 @compiled
-def _error(row_K: Floats, scale: Float, zero: Float, top: Float, limit: float, sums: Floats) -> float:
-    """Return the sum of |w - q|**2.4, float64, or a part of it that exceeds the limit."""
+def _error(row_K: Floats, scale: Float, zero: Float, top: Float, sums: Floats) -> float:
+    """Return the sum of |w - q|**2.4."""
     low, high = -zero, top - zero
-    total = 0.0
-    for first in range(0, len(row_K), SPAN):
-        sums[:] = ZERO
-        last = min(first + SPAN, len(row_K))
-        for start in range(first, last, LANES):
-            part = row_K[start : min(start + LANES, last)]
-            for k in range(len(part)):
-                whole = np.rint(part[k] / scale)
-                whole = low if whole < low else whole
-                whole = high if whole > high else whole
-                sums[k] += _power(whole * scale - part[k])
-        total += _sum(sums)
-        if total > limit:
-            break
-    return total
+    sums[:] = ZERO
+    for start in range(0, len(row_K), LANES):
+        part = row_K[start : start + LANES]
+        for k in range(len(part)):
+            whole = np.rint(part[k] / scale)
+            whole = low if whole < low else whole
+            whole = high if whole > high else whole
+            sums[k] += _power(whole * scale - part[k])
+    return _sum(sums)
 
 
 @compiled
