@@ -151,3 +151,12 @@ def test_a_loss_that_is_not_finite_ends_the_training(model: Path) -> None:
     state.linears[first]["scale"][0] = float("nan")
     with pytest.raises(NumericalError, match="block: the loss of training step 1 is nan"):
         training.walk(state)
+
+
+def test_a_number_beyond_16_bits_names_the_linear(model: Path) -> None:
+    setting = Setting(model, torch.float32, range(1))
+    last = list(setting.weights())[-1]
+    setting.weights()[last].mul_(1e8)
+    state = begin(METHOD, setting.weights(), setting.taps, [setting.pass_reference()])
+    with pytest.raises(NumericalError, match=rf"block\.{last}: a scale does not fit into 16 bits"):
+        setting.training(state)

@@ -11,7 +11,7 @@ Shapes: N sequences, T tokens of a sequence, D hidden size, O rows (outputs), I 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
@@ -24,7 +24,7 @@ from torch.optim import AdamW
 
 from bitpress.errors import NumericalError
 from bitpress.formats import CompressedLinear
-from bitpress_workers.methods.block_base import BlockMethod, LinearState, Survey
+from bitpress_workers.methods.block_base import BlockMethod, LinearState, Survey, TrainedLinear
 from bitpress_workers.models.family import Tap
 from bitpress_workers.models.skeleton import tap_inputs
 from bitpress_workers.pipeline.activations import Activations
@@ -102,13 +102,16 @@ class BlockTraining:
         state: TrainingState,
         streams: tuple[Activations, Activations],
     ) -> None:
-        """streams: the reference, which is past the dense block already, and the calibration, which is not."""
+        """streams: the reference, which is past the dense block already, and the calibration, which is not.
+
+        Raises NumericalError, naming the linear.
+        """
         self._method, self._block, self._block_index, self._name = method, block, block_index, block_name
         self._reference, self._calibration = streams
-        self._linears = {
-            name: method.prepare(self._weight(name), _on(self._weight(name).device, linear))
-            for name, linear in state.linears.items()
-        }
+        self._linears: dict[str, TrainedLinear] = {}
+        for name, linear in state.linears.items():
+            with self._naming(name):
+                self._linears[name] = method.prepare(self._weight(name), _on(self._weight(name).device, linear))
         self._targets = [
             self._calibration.forward(block, block_index, sequence)
             for sequence in (range(len(self._calibration)) if method.epochs else ())
@@ -141,10 +144,8 @@ class BlockTraining:
         """Return the linears as they will be stored. Raises NumericalError, naming the linear."""
         compressed = {}
         for name, linear in state.linears.items():
-            try:
+            with self._naming(name):
                 compressed[name] = self._linears[name].compress(_on(self._weight(name).device, linear))
-            except NumericalError as error:
-                raise NumericalError(f"{self._name}.{name}: {error.message}") from error
         return compressed
 
     def parts(self, compressed: Mapping[str, CompressedLinear], taps: Sequence[Tap]) -> dict[str, TrainedPart]:
@@ -184,15 +185,21 @@ class BlockTraining:
             optimizer.load_state_dict(moments)
         return optimizer
 
+    @contextmanager
+    def _naming(self, linear: str) -> Iterator[None]:
+        try:
+            yield
+        except NumericalError as error:
+            raise NumericalError(f"{self._name}.{linear}: {error.message}") from error
+
     def _weight(self, name: str) -> Tensor:
         return self._block.get_parameter(f"{name}.weight").data
 
 
-@contextmanager
-def reproducible_attention() -> Iterator[None]:
+def reproducible_attention() -> AbstractContextManager[None]:
     """Attention by plain matrix products: on accelerators the backward of fused kernels adds up in no fixed order."""
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
+    context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
+    return context
 
 
 def _with_weights(block: nn.Module, weights: Mapping[str, Tensor]) -> Callable[..., Any]:
