@@ -1,63 +1,74 @@
-"""Compile every Triton kernel for compute capability 9.0, without a GPU, and look at the code.
+"""Call every Triton kernel as it is called on a GPU, and compile it for compute capability 9.0 instead of launching it.
 
 python compile_kernels.py: prints a line for each variant; fails on a fused or approximated operation.
 """
 
 import itertools
 import re
-from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
+import torch
 import triton
-import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bitpress_workers.numerics.grid import MAX_REAL_ZERO, SEARCH_NORM
-from bitpress_workers.numerics.kernels import cuda_columns, cuda_leave_one_out, cuda_search, cuda_statistics
+from bitpress_workers.numerics.column_solver import Block
+from bitpress_workers.numerics.grid import IntegerZeroGrid, RealZeroGrid
+from bitpress_workers.numerics.kernels import cuda
 
 TARGET = GPUTarget("cuda", 90, 32)
 INEXACT = re.compile(r"\b(?:fma|mad|div\.full|div\.approx|ex2|lg2|rcp)\.\S*f32")
 POWER = re.compile(r"\b(?:ex2\.approx|fma\.rn)\.ftz\.f32")  # the search's, from Triton's exp2 and log2
+OPTIONS = ("num_warps", "num_ctas", "num_stages", "enable_fp_fusion")
+COLUMNS, ROWS = 24, 48
 
 
-def variants() -> Iterator[tuple[Any, dict[str, str], dict[str, Any], int]]:
-    """Kernels with their arguments' types, their constants, and warps."""
+def compile_instead(*, fn: Any, compile: dict[str, Any], **_: object) -> bool:  # noqa: A002  the hook's argument
+    """Compile what is about to be launched, look at its code, and say that there is nothing left to do."""
+    source = ASTSource(fn.jit_function, compile["signature"], compile["constants"], compile["configs"][0])
+    code = triton.compile(source, target=TARGET, options={name: compile[name] for name in OPTIONS}).asm
+    ptx = POWER.sub("", code["ptx"]) if fn.name == "_search_errors" else code["ptx"]
+    inexact = set(INEXACT.findall(ptx))
+    print(fn.name, len(code["cubin"]), "bytes", sorted(inexact))
+    if inexact:
+        raise SystemExit(f"{fn.name}: inexact operations {sorted(inexact)}")
+    return True
+
+
+def call_columns() -> None:
+    scale_R = torch.ones(ROWS)
     for real_zero, has_groups, kept in itertools.product((False, True), (False, True), (None, "given", "found")):
-        types = dict.fromkeys(("weights", "errors", "upper", "scales", "zeros"), "*fp32")
-        types |= {"codes": "*u8", "dead": "*i1"} | dict.fromkeys(("first", "last", "num_columns", "num_rows"), "i32")
-        constants = {"REAL_ZERO": real_zero, "MAX_CODE": 7, "KEPT_DTYPE": tl.float16, "TILE": 32, "UNROLL": 8}
-        optional = {"groups": "*i64" if has_groups else None}
-        optional |= {"kept": "*i1" if kept else None, "thresholds": "*fp32" if kept == "found" else None}
-        types |= {name: kind for name, kind in optional.items() if kind}
-        constants |= {name: None for name, kind in optional.items() if not kind}
-        yield cuda_columns._solve_run, types, constants, cuda_columns.TILE // 32
-    types = dict.fromkeys(("weights", "scales", "zeros"), "*fp32")
-    types |= {"errors": "*fp64", "num_columns": "i32", "num_rows": "i32"}
-    constants = {"MAX_CODE": 7, "POWER": SEARCH_NORM - 2, "CANDIDATES": 16, "TILE": 32, "CHUNK": 128}
-    yield cuda_search._search_errors, types, constants, 4
-    for symmetric_zero in (None, 4):
-        types = dict.fromkeys(("weights", "pivots", "thresholds", "lows", "highs"), "*fp32")
-        types |= {"group_size": "i32", "num_rows": "i32"}
-        constants = {"MAX_CODE": 7, "SYMMETRIC_ZERO": symmetric_zero, "SMALLEST_SCALE": 2.0**-126}
-        constants |= {"FARTHEST_ZERO": MAX_REAL_ZERO, "TILE": cuda_leave_one_out.TILE}
-        yield cuda_leave_one_out._patched_range, types, constants, 4
-    types = dict.fromkeys(("values", "decoded", "scales", "zeros"), "*fp32")
-    types |= {"index": "*i64", "codes": "*u8", "num_tiles": "i32", "tile_size": "i32"}
-    constants = {"MAX_CODE": 7, "STORED": tl.float16, "SMALLEST_SCALE": 2.0**-24, "FARTHEST_ZERO": MAX_REAL_ZERO}
-    yield cuda_statistics._quantize_statistics, types, constants | {"TILES": cuda_statistics.TILES}, 1
+        block = Block(
+            weight_BR=torch.zeros(COLUMNS, ROWS),
+            errors_BR=torch.zeros(COLUMNS, ROWS),
+            upper_BB=torch.eye(COLUMNS),
+            dead_B=torch.zeros(COLUMNS, dtype=torch.bool),
+            codes_BR=torch.zeros(COLUMNS, ROWS, dtype=torch.uint8),
+            group_B=torch.zeros(COLUMNS, dtype=torch.int64) if has_groups else None,
+            threshold_R=scale_R if kept == "found" else None,
+            kept_BR=torch.zeros(COLUMNS, ROWS, dtype=torch.bool) if kept else None,
+            kept_dtype=torch.float16,
+        )
+        cuda.solve_run(block, 8, 16, (RealZeroGrid if real_zero else IntegerZeroGrid)(scale_R, scale_R, 3))
+
+
+def call_fits() -> None:
+    weight_KR, scale_R = torch.ones(COLUMNS, ROWS), torch.ones(ROWS)
+    for symmetric in (False, True):
+        cuda.search_integer_zero(weight_KR, 3, tiles=[ROWS], symmetric=symmetric, scale_dtype=torch.float16)
+        cuda.patched_range(weight_KR, torch.ones(COLUMNS), 3, symmetric, scale_R)
+    cuda.quantize_statistics(scale_R, torch.arange(ROWS).view(-1, 16), 3, scale_dtype=torch.float16)
 
 
 def main() -> None:
-    for kernel, types, constants, num_warps in variants():
-        signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
-        options = {"num_warps": num_warps, "num_stages": 1, "enable_fp_fusion": False}
-        compiled = triton.compile(ASTSource(kernel, signature, constants), target=TARGET, options=options)
-        ptx = compiled.asm["ptx"]
-        inexact = set(INEXACT.findall(POWER.sub("", ptx) if kernel is cuda_search._search_errors else ptx))
-        print(kernel.__name__, len(compiled.asm["cubin"]), "bytes", sorted(inexact))
-        if inexact:
-            raise SystemExit(f"{kernel.__name__}: inexact operations {sorted(inexact)}")
+    device = SimpleNamespace(
+        get_current_device=lambda: 0, get_current_stream=lambda device: 0, get_current_target=lambda: TARGET
+    )
+    triton.runtime.driver.set_active(device)
+    triton.knobs.runtime.jit_cache_hook = compile_instead
+    call_columns()
+    call_fits()
 
 
 if __name__ == "__main__":
