@@ -148,7 +148,7 @@ def header_of(**changes: Any) -> dict[str, Any]:
         ({"version": 2}, "version 2"),
         ({"shape": [8, 65537]}, "at most 65536 columns"),
         ({"scale": {"kind": "random"}}, "'random'"),
-        ({"outliers": "add"}, "'add'"),
+        ({"outliers": "divide"}, "'divide'"),
     ],
 )
 def test_headers_that_cannot_be_read_are_refused(changes: dict[str, Any], message: str) -> None:
