@@ -9,6 +9,7 @@ the first-level cache.
 Shapes: as in `column_solver`; T rows of a tile.
 """
 
+import torch
 import triton
 import triton.language as tl
 
@@ -17,7 +18,7 @@ from bitpress_workers.numerics.grid import Grid, RealZeroGrid
 from bitpress_workers.numerics.kernels.cuda_arithmetic import TRITON_DTYPES, encode
 
 TILE = 32  # rows of a program, one a thread; few, so that the rows of one linear reach all multiprocessors
-UNROLL = 8  # loads in flight while a column is corrected
+UNROLL = tl.constexpr(8)  # columns whose errors are loaded at once
 
 
 def solve_run(block: Block, first: int, last: int, grid: Grid) -> None:
@@ -28,34 +29,34 @@ def solve_run(block: Block, first: int, last: int, grid: Grid) -> None:
     num_columns, num_rows = block.weight_BR.shape
     tensors = (block.weight_BR, block.errors_BR, block.codes_BR, block.upper_BB, block.kept_BR)
     assert all(tensor is None or tensor.is_contiguous() for tensor in tensors)
-    _solve_run[(triton.cdiv(num_rows, TILE),)](
-        block.weight_BR,
-        block.errors_BR,
-        block.codes_BR,
-        block.upper_BB,
-        block.dead_B,
-        grid.scale.contiguous(),
-        grid.zero.contiguous(),
-        block.group_B,
-        block.threshold_R if block.kept_BR is not None else None,
-        block.kept_BR,
-        first,
-        last,
-        num_columns,
-        num_rows,
-        REAL_ZERO=isinstance(grid, RealZeroGrid),
-        MAX_CODE=2**grid.bits - 1,
-        KEPT_DTYPE=TRITON_DTYPES[block.kept_dtype],
-        TILE=TILE,
-        UNROLL=UNROLL,
-        num_warps=TILE // 32,
-        num_stages=1,
-        enable_fp_fusion=False,
-    )
+    with torch.cuda.device_of(block.weight_BR):  # Triton launches on the current device
+        _solve_run[(triton.cdiv(num_rows, TILE),)](
+            block.weight_BR,
+            block.errors_BR,
+            block.codes_BR,
+            block.upper_BB,
+            block.dead_B,
+            grid.scale.contiguous(),
+            grid.zero.contiguous(),
+            block.group_B,
+            block.threshold_R if block.kept_BR is not None else None,
+            block.kept_BR,
+            first,
+            last,
+            num_columns,
+            num_rows,
+            REAL_ZERO=isinstance(grid, RealZeroGrid),
+            MAX_CODE=2**grid.bits - 1,
+            KEPT_DTYPE=TRITON_DTYPES[block.kept_dtype],
+            TILE=TILE,
+            num_warps=TILE // 32,
+            num_stages=1,
+            enable_fp_fusion=False,
+        )
 
 
 @triton.jit
-def _corrected(weights, errors, upper, column, first, stop, num_columns, stride, rows, inside, UNROLL: tl.constexpr):
+def _corrected(weights, errors, upper, column, first, stop, num_columns, stride, rows, inside):
     """Return a column's weights [T] less what columns first .. stop - 1 have lost."""
     weight_T = tl.load(weights + column * stride + rows, mask=inside, other=0.0)
     for earlier in tl.range(first, stop, loop_unroll_factor=UNROLL):
@@ -84,14 +85,13 @@ def _solve_run(
     MAX_CODE: tl.constexpr,
     KEPT_DTYPE: tl.constexpr,
     TILE: tl.constexpr,
-    UNROLL: tl.constexpr,
 ):
     rows = tl.program_id(0) * TILE + tl.arange(0, TILE)
     inside = rows < num_rows
     stride = num_rows.to(tl.int64)
     nothing_T = tl.full([TILE], 0.0, tl.float32)
     for column in range(first, last):
-        weight_T = _corrected(weights, errors, upper, column, first, column, num_columns, stride, rows, inside, UNROLL)
+        weight_T = _corrected(weights, errors, upper, column, first, column, num_columns, stride, rows, inside)
         here = column * stride + rows
         pivot = tl.load(upper + column * num_columns + column)
         is_dead = tl.load(dead + column)
@@ -118,5 +118,5 @@ def _solve_run(
         tl.store(weights + here, value_T, mask=inside)
         tl.debug_barrier()  # errors are read again, by whichever thread
     for column in range(last, num_columns):
-        weight_T = _corrected(weights, errors, upper, column, first, last, num_columns, stride, rows, inside, UNROLL)
+        weight_T = _corrected(weights, errors, upper, column, first, last, num_columns, stride, rows, inside)
         tl.store(weights + column * stride + rows, weight_T, mask=inside)

@@ -17,6 +17,8 @@ from bitpress_workers.numerics.grid import MAX_REAL_ZERO, SMALLEST
 from bitpress_workers.numerics.kernels.cuda_arithmetic import encode
 
 TILE = 128  # rows of a program, one a thread
+SMALLEST_SCALE = tl.constexpr(SMALLEST[torch.float32])
+FARTHEST_ZERO = tl.constexpr(MAX_REAL_ZERO)
 
 
 def patched_range(
@@ -30,35 +32,27 @@ def patched_range(
     if group_size == 1:
         return weight_gR[0], weight_gR[0]
     lo_R, hi_R = weight_gR.new_empty(2, num_rows)
-    _patched_range[(triton.cdiv(num_rows, TILE),)](
-        weight_gR.contiguous(),
-        pivots_g.contiguous(),
-        threshold_R,
-        lo_R,
-        hi_R,
-        group_size,
-        num_rows,
-        MAX_CODE=2**bits - 1,
-        SYMMETRIC_ZERO=2 ** (bits - 1) if symmetric else None,
-        SMALLEST_SCALE=SMALLEST[torch.float32],
-        FARTHEST_ZERO=MAX_REAL_ZERO,
-        TILE=TILE,
-        num_warps=TILE // 32,
-        num_stages=1,
-        enable_fp_fusion=False,
-    )
+    with torch.cuda.device_of(weight_gR):  # Triton launches on the current device
+        _patched_range[(triton.cdiv(num_rows, TILE),)](
+            weight_gR.contiguous(),
+            pivots_g.contiguous(),
+            threshold_R,
+            lo_R,
+            hi_R,
+            group_size,
+            num_rows,
+            MAX_CODE=2**bits - 1,
+            SYMMETRIC_ZERO=2 ** (bits - 1) if symmetric else None,
+            TILE=TILE,
+            num_warps=TILE // 32,
+            num_stages=1,
+            enable_fp_fusion=False,
+        )
     return lo_R, hi_R
 
 
 @triton.jit
-def _fit(
-    lo,
-    hi,
-    MAX_CODE: tl.constexpr,
-    SYMMETRIC_ZERO: tl.constexpr,
-    SMALLEST_SCALE: tl.constexpr,
-    FARTHEST_ZERO: tl.constexpr,
-):
+def _fit(lo, hi, MAX_CODE: tl.constexpr, SYMMETRIC_ZERO: tl.constexpr):
     """Return scale and zero of the grid from lo to hi: `grid.fit_real_zero`."""
     largest = tl.maximum(tl.abs(lo), tl.abs(hi))
     if SYMMETRIC_ZERO is not None:
@@ -71,6 +65,17 @@ def _fit(
         scale = tl.maximum(tl.div_rn(hi - lo, MAX_CODE * 1.0), SMALLEST_SCALE)
         zero = tl.div_rn(-lo, scale)
     return scale, zero
+
+
+@triton.jit
+def _smallest_two(weights, group_size, stride, rows, inside, sign, infinity):
+    """Return the smallest and the second smallest weight of each row; with sign -1 the largest."""
+    first, second = infinity, infinity
+    for column in range(group_size):
+        weight = sign * tl.load(weights + column * stride + rows, mask=inside, other=0.0)
+        second = tl.minimum(second, tl.maximum(first, weight))
+        first = tl.minimum(first, weight)
+    return sign * first, sign * second
 
 
 @triton.jit
@@ -90,8 +95,6 @@ def _patched_range(
     num_rows,
     MAX_CODE: tl.constexpr,
     SYMMETRIC_ZERO: tl.constexpr,
-    SMALLEST_SCALE: tl.constexpr,
-    FARTHEST_ZERO: tl.constexpr,
     TILE: tl.constexpr,
 ):
     rows = tl.program_id(0) * TILE + tl.arange(0, TILE)
@@ -100,17 +103,11 @@ def _patched_range(
     infinity = tl.full([TILE], float("inf"), tl.float32)
     nothing = tl.full([TILE], 0.0, tl.float32)
 
-    smallest, second_smallest, largest, second_largest = infinity, infinity, -infinity, -infinity
-    for column in range(group_size):
-        weight = tl.load(weights + column * stride + rows, mask=inside, other=0.0)
-        second_smallest = tl.minimum(second_smallest, tl.maximum(smallest, weight))
-        smallest = tl.minimum(smallest, weight)
-        second_largest = tl.maximum(second_largest, tl.minimum(largest, weight))
-        largest = tl.maximum(largest, weight)
-
-    scale, zero = _fit(smallest, largest, MAX_CODE, SYMMETRIC_ZERO, SMALLEST_SCALE, FARTHEST_ZERO)
-    low_scale, low_zero = _fit(second_smallest, largest, MAX_CODE, SYMMETRIC_ZERO, SMALLEST_SCALE, FARTHEST_ZERO)
-    high_scale, high_zero = _fit(smallest, second_largest, MAX_CODE, SYMMETRIC_ZERO, SMALLEST_SCALE, FARTHEST_ZERO)
+    smallest, second_smallest = _smallest_two(weights, group_size, stride, rows, inside, 1.0, infinity)
+    largest, second_largest = _smallest_two(weights, group_size, stride, rows, inside, -1.0, infinity)
+    scale, zero = _fit(smallest, largest, MAX_CODE, SYMMETRIC_ZERO)
+    low_scale, low_zero = _fit(second_smallest, largest, MAX_CODE, SYMMETRIC_ZERO)
+    high_scale, high_zero = _fit(smallest, second_largest, MAX_CODE, SYMMETRIC_ZERO)
     total, low_total, high_total = nothing, nothing, nothing
     for column in range(group_size):
         weight = tl.load(weights + column * stride + rows, mask=inside, other=0.0)

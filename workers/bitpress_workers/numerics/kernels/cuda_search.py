@@ -39,22 +39,23 @@ def search_errors(weight_KR: Tensor, candidates: IntegerZeroGrid) -> Tensor:
     """Return each row's error to the 2.4th power on each of its candidate grids [S, R], float64 [S, R]."""
     num_columns, num_rows = weight_KR.shape
     errors_SR = torch.empty_like(candidates.scale, dtype=torch.float64)
-    _search_errors[(SEARCH_STEPS // CANDIDATES, triton.cdiv(num_rows, TILE))](
-        weight_KR,
-        candidates.scale,
-        candidates.zero,
-        errors_SR,
-        num_columns,
-        num_rows,
-        MAX_CODE=2**candidates.bits - 1,
-        POWER=SEARCH_NORM - 2,
-        CANDIDATES=CANDIDATES,
-        TILE=TILE,
-        CHUNK=CHUNK,
-        num_warps=4,
-        num_stages=1,
-        enable_fp_fusion=False,
-    )
+    with torch.cuda.device_of(weight_KR):  # Triton launches on the current device
+        _search_errors[(SEARCH_STEPS // CANDIDATES, triton.cdiv(num_rows, TILE))](
+            weight_KR,
+            candidates.scale,
+            candidates.zero,
+            errors_SR,
+            num_columns,
+            num_rows,
+            MAX_CODE=2**candidates.bits - 1,
+            POWER=SEARCH_NORM - 2,
+            CANDIDATES=CANDIDATES,
+            TILE=TILE,
+            CHUNK=CHUNK,
+            num_warps=4,
+            num_stages=1,
+            enable_fp_fusion=False,
+        )
     return errors_SR
 
 

@@ -15,6 +15,7 @@ from bitpress_workers.numerics.grid import MAX_REAL_ZERO, SMALLEST, RealZeroGrid
 from bitpress_workers.numerics.kernels.cuda_arithmetic import TRITON_DTYPES, encode
 
 TILES = 32  # of a program, one a thread
+FARTHEST_ZERO = tl.constexpr(MAX_REAL_ZERO)
 
 
 def quantize_statistics(
@@ -24,24 +25,24 @@ def quantize_statistics(
     num_tiles, tile_size = index_TS.shape
     codes_R, decoded_R = torch.empty_like(values_R, dtype=torch.uint8), torch.empty_like(values_R)
     scale_T, zero_T = values_R.new_empty(2, num_tiles)
-    _quantize_statistics[(triton.cdiv(num_tiles, TILES),)](
-        values_R.contiguous(),
-        index_TS.contiguous(),
-        codes_R,
-        decoded_R,
-        scale_T,
-        zero_T,
-        num_tiles,
-        tile_size,
-        MAX_CODE=2**bits - 1,
-        STORED=TRITON_DTYPES[scale_dtype],
-        SMALLEST_SCALE=SMALLEST[scale_dtype],
-        FARTHEST_ZERO=MAX_REAL_ZERO,
-        TILES=TILES,
-        num_warps=TILES // 32,
-        num_stages=1,
-        enable_fp_fusion=False,
-    )
+    with torch.cuda.device_of(values_R):  # Triton launches on the current device
+        _quantize_statistics[(triton.cdiv(num_tiles, TILES),)](
+            values_R.contiguous(),
+            index_TS.contiguous(),
+            codes_R,
+            decoded_R,
+            scale_T,
+            zero_T,
+            num_tiles,
+            tile_size,
+            MAX_CODE=2**bits - 1,
+            STORED=TRITON_DTYPES[scale_dtype],
+            SMALLEST_SCALE=SMALLEST[scale_dtype],
+            TILES=TILES,
+            num_warps=TILES // 32,
+            num_stages=1,
+            enable_fp_fusion=False,
+        )
     return codes_R, decoded_R, RealZeroGrid(scale_T, zero_T, bits)
 
 
@@ -58,7 +59,6 @@ def _quantize_statistics(
     MAX_CODE: tl.constexpr,
     STORED: tl.constexpr,
     SMALLEST_SCALE: tl.constexpr,
-    FARTHEST_ZERO: tl.constexpr,
     TILES: tl.constexpr,
 ):
     tiles = tl.program_id(0) * TILES + tl.arange(0, TILES)
