@@ -100,17 +100,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--again", action="store_true", help="measure anew what results/methods.json has already")
     arguments = parser.parse_args()
-    numbers: dict[str, dict[str, dict[str, float]]] = {}
+    numbers: dict[str, dict[str, dict[str, float]]] = {} if arguments.again else _measured()
     for name in arguments.models:
         if name == "SmolLM2-135M":
             write_demo_model(DEMO_MODEL)
-        numbers[name] = {}
         for method in arguments.methods:
-            numbers[name][method] = run(MODELS[name], METHODS[method])
-            print(name, method, json.dumps(numbers[name][method]), flush=True)
-    save("methods", {"models": {name: _setting(MODELS[name]) for name in numbers}, "results": numbers})
-    (RESULTS / "methods.md").write_text(_table(numbers))
+            if method not in numbers.setdefault(name, {}):
+                numbers[name][method] = run(MODELS[name], METHODS[method])
+                save("methods", {"models": {name: _setting(MODELS[name]) for name in numbers}, "results": numbers})
+                (RESULTS / "methods.md").write_text(_table(numbers))
+
+
+def _measured() -> dict[str, dict[str, dict[str, float]]]:
+    path = RESULTS / "methods.json"
+    results: dict[str, dict[str, dict[str, float]]] = json.loads(path.read_text())["results"] if path.exists() else {}
+    return results
 
 
 def _setting(model: dict[str, Any]) -> dict[str, int]:
