@@ -1,37 +1,32 @@
-"""A checkpoint on disk: safetensors read tensor by tensor, a config that was checked, a tokenizer.
+"""A checkpoint: safetensors read tensor by tensor, a config that was checked, a tokenizer.
 
 Nothing is unpickled and no code of the checkpoint runs: config.json is checked before transformers
 sees it, since its keys have named code to run before (CVE-2026-4372).
 """
 
 import json
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from math import prod
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
 import huggingface_hub
 import torch
 from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from bitpress.errors import CheckpointError, UnsupportedModel
 from bitpress_workers.models.family import family_of, is_decoder
+from bitpress_workers.models.headers import TensorInfo, read_header
 from bitpress_workers.models.sketch import sketch
+from bitpress_workers.models.sources import COMPANIONS, BucketSource, LocalSource, Source, read_whole
+
+__all__ = ["INDEX", "Checkpoint", "TensorInfo"]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
-COMPANIONS = re.compile(
-    r"config\.json|generation_config\.json|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json"
-    r"|added_tokens\.json|vocab\.json|vocab\.txt|merges\.txt|tokenizer\.model|spiece\.model|chat_template\.\w+"
-    r"|(LICENSE|NOTICE|USE_POLICY)(\.\w+)?",
-    re.IGNORECASE,
-)
 DOWNLOADS = [
     "model*.safetensors",
     "*.json",
@@ -42,6 +37,10 @@ DOWNLOADS = [
     "NOTICE*",
     "USE_POLICY*",
 ]
+
+# One connection to an object store does not use the line; pieces must not cost memory to speak of.
+READERS = 4
+PIECE_BYTES = 16 * 2**20
 
 # Private keys that transformers itself has written into config.json; any other may steer which code runs.
 PRIVATE_KEYS = {
@@ -55,56 +54,41 @@ REFUSED_KEYS = {
     "quantization_config": "says that the weights are compressed already; the original checkpoint is needed",
 }
 
-# Names in safetensors headers (https://github.com/huggingface/safetensors, "Format").
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
-    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """What a safetensors header says of a tensor."""
-
-    file: Path
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    bytes: int
-
 
 class Checkpoint:
-    """A checkpoint's files: `path`, its transformers `config`, and `tensors`, what the headers say."""
+    """A checkpoint's transformers `config` and `tensors`, what the headers say of them.
 
-    def __init__(self, path: Path, config: PreTrainedConfig, tensors: Mapping[str, TensorInfo]) -> None:
-        self.path, self.config, self.tensors = path, config, tensors
+    uri: opens it again, on another host as well. path: a local directory with its config and tokenizer.
+    """
+
+    def __init__(self, source: Source, config: PreTrainedConfig, tensors: Mapping[str, TensorInfo]) -> None:
+        self._source, self.config, self.tensors = source, config, tensors
+        self.uri, self.path = source.uri, source.companions
 
     @classmethod
     def open(cls, uri: str, revision: str | None = None) -> Self:
-        """Open a directory, else a model of the hub, whose safetensors, JSON and tokenizer files are downloaded.
+        """Open a directory, `s3://bucket/prefix`, or else a model of the hub, whose files are downloaded.
 
-        Raises CheckpointError when there is no such model, a file is missing or invalid, or the weights
-        are pickled; UnsupportedModel when its family is not known.
+        revision: of a model of the hub. Raises CheckpointError when there is no such model, a file is
+        missing or invalid, or the weights are pickled; UnsupportedModel when its family is not known.
         """
-        try:
-            path = Path(uri) if Path(uri).is_dir() else _download(uri, revision)
-        except OSError as error:
-            raise CheckpointError(f"{uri}: cannot be opened: {error}") from error
-        config = _read_config(path)
-        return cls(path, config, _read_headers(path))
+        source = _source(uri, revision)
+        return cls(source, _read_config(source), _read_headers(source))
 
-    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Read tensors as they are stored.
+    def read(self, names: Iterable[str], pinned: bool = False) -> dict[str, Tensor]:
+        """Read tensors as they are stored, each into memory of its own; pinned: memory that a GPU copies from.
 
-        Returns copies: the files are not mapped any more afterwards, so dropping the tensors frees the memory.
+        Raises CheckpointError when a file cannot be read or is not the one that was opened.
         """
-        by_file: dict[Path, list[str]] = {}
-        for name in names:
-            by_file.setdefault(self.tensors[name].file, []).append(name)
         tensors: dict[str, Tensor] = {}
-        for file, inside in by_file.items():
-            with safe_open(file, framework="pt") as stored:
-                tensors |= {name: stored.get_tensor(name).clone() for name in inside}
+        pieces = []
+        for name in names:
+            info = self.tensors[name]
+            raw = torch.empty(info.bytes, dtype=torch.uint8, pin_memory=pinned)
+            tensors[name] = raw.view(info.dtype).view(info.shape)
+            pieces += [(info, at, part) for at, part in enumerate(raw.split(PIECE_BYTES))]
+        with ThreadPoolExecutor(READERS) as readers:
+            list(readers.map(_read_piece, pieces))
         return tensors
 
     def companion_files(self) -> list[Path]:
@@ -119,6 +103,22 @@ class Checkpoint:
             raise CheckpointError(f"{self.path}: its tokenizer cannot be loaded: {error}") from error
 
 
+def _read_piece(piece: tuple[TensorInfo, int, Tensor]) -> None:
+    info, number, target = piece
+    info.file.read_into(info.start + number * PIECE_BYTES, target.numpy().data)
+
+
+def _source(uri: str, revision: str | None) -> Source:
+    if uri.startswith("s3://"):
+        if revision is not None:
+            raise CheckpointError(f"{uri}: a revision is of a model of the hub; a bucket has none")
+        return BucketSource(uri)
+    try:
+        return LocalSource(Path(uri) if Path(uri).is_dir() else _download(uri, revision))
+    except OSError as error:
+        raise CheckpointError(f"{uri}: cannot be opened: {error}") from error
+
+
 def _download(uri: str, revision: str | None) -> Path:
     """Fetch a model of the hub into the hub's cache, or find it there."""
     try:
@@ -130,36 +130,37 @@ def _download(uri: str, revision: str | None) -> Path:
         raise CheckpointError(f"{uri}: no such directory, and no such model on the hub{at}: {error}") from error
 
 
-def _read_config(path: Path) -> PreTrainedConfig:
-    raw = _read_json(path / "config.json")
-    _check_keys(raw, path / "config.json")
+def _read_config(source: Source) -> PreTrainedConfig:
+    where = f"{source.uri}/config.json"
+    raw = _read_json(source, "config.json")
+    _check_keys(raw, where)
     model_type, architectures = raw.get("model_type"), raw.get("architectures") or []
     if not isinstance(model_type, str) or not all(isinstance(name, str) for name in architectures):
-        raise CheckpointError(f"{path / 'config.json'}: expected a string model_type, found {model_type!r}")
+        raise CheckpointError(f"{where}: expected a string model_type, found {model_type!r}")
     try:
         family_of(model_type, architectures)
     except UnsupportedModel as error:
-        seen = sketch(path) if is_decoder(architectures) else ""
+        seen = sketch(source.companions) if is_decoder(architectures) else ""
         raise UnsupportedModel(f"{error.message}; {seen}" if seen else error.message) from None
     try:
-        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        return AutoConfig.from_pretrained(source.companions, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever the values of a stranger make the library raise
-        raise CheckpointError(f"{path / 'config.json'}: {error}") from error
+        raise CheckpointError(f"{where}: {error}") from error
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_json(source: Source, name: str) -> dict[str, Any]:
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = json.loads(read_whole(source.file(name)))
     except FileNotFoundError:
-        raise CheckpointError(f"{file.parent}: expected a file {file.name}, found none") from None
+        raise CheckpointError(f"{source.uri}: expected a file {name}, found none") from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: not readable as JSON: {error}") from error
+        raise CheckpointError(f"{source.uri}/{name}: not readable as JSON: {error}") from error
     if not isinstance(raw, dict):
-        raise CheckpointError(f"{file}: expected a JSON object, found {type(raw).__name__}")
+        raise CheckpointError(f"{source.uri}/{name}: expected a JSON object, found {type(raw).__name__}")
     return raw
 
 
-def _check_keys(value: object, file: Path) -> None:
+def _check_keys(value: object, file: str) -> None:
     """Refuse keys, at any depth, that make transformers run or fetch code, or that say the weights are compressed."""
     if isinstance(value, list):
         for item in value:
@@ -173,40 +174,32 @@ def _check_keys(value: object, file: Path) -> None:
             _check_keys(item, file)
 
 
-def _read_headers(path: Path) -> dict[str, TensorInfo]:
+def _read_headers(source: Source) -> dict[str, TensorInfo]:
     """Read the headers of all shards; no tensor is read."""
-    files = _weight_files(path)
     tensors: dict[str, TensorInfo] = {}
-    for file in files:
+    for name in _weight_files(source):
         try:
-            with safe_open(file, framework="pt") as stored:
-                tensors |= {name: _tensor_info(file, name, stored.get_slice(name)) for name in stored.keys()}  # noqa: SIM118
+            tensors |= read_header(source.file(name))
         except FileNotFoundError:
-            raise CheckpointError(f"{path}: {INDEX} names the shard {file.name}, which is missing") from None
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{file}: not a complete safetensors file: {error}") from error
+            raise CheckpointError(f"{source.uri}: {INDEX} names the shard {name}, which is missing") from None
     return tensors
 
 
-def _weight_files(path: Path) -> list[Path]:
-    if (path / INDEX).exists():
-        weight_map = _read_json(path / INDEX).get("weight_map")
+def _weight_files(source: Source) -> list[str]:
+    names = source.names()
+    if INDEX in names:
+        weight_map = _read_json(source, INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not all(_is_plain_name(name) for name in weight_map.values()):
-            raise CheckpointError(f"{path / INDEX}: expected a weight_map from tensor names to files in this directory")
-        return [path / name for name in sorted(set(weight_map.values()))]
-    if (path / SINGLE).exists():
-        return [path / SINGLE]
-    pickles = sorted(file.name for suffix in ("bin", "pt", "pth") for file in path.glob(f"*.{suffix}"))
+            raise CheckpointError(
+                f"{source.uri}/{INDEX}: expected a weight_map from tensor names to files in this directory"
+            )
+        return sorted(set(weight_map.values()))
+    if SINGLE in names:
+        return [SINGLE]
+    pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")))
     reason = f"; pickle is not read ({', '.join(pickles)})" if pickles else ""
-    raise CheckpointError(f"{path}: expected {SINGLE} or {INDEX}, found neither{reason}")
+    raise CheckpointError(f"{source.uri}: expected {SINGLE} or {INDEX}, found neither{reason}")
 
 
 def _is_plain_name(name: object) -> bool:
     return isinstance(name, str) and Path(name).name == name
-
-
-def _tensor_info(file: Path, name: str, stored: Any) -> TensorInfo:
-    dtype, shape = DTYPES.get(stored.get_dtype()), tuple(stored.get_shape())
-    if dtype is None:
-        raise CheckpointError(f"{file}: {name} has the dtype {stored.get_dtype()}, which is not read")
-    return TensorInfo(file, dtype, shape, prod(shape) * dtype.itemsize)

@@ -8,6 +8,7 @@ Shapes: B sequences, S tokens of a sequence, D hidden size, V vocabulary, T = B 
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from copy import deepcopy
 from inspect import signature
@@ -34,7 +35,9 @@ class Skeleton(Outline):
         """Read everything outside the blocks. Raises CheckpointError, naming the tensor, UnsupportedModel."""
         super().__init__(checkpoint, dtype)
         self._device, self._dtype = torch.device(device), dtype
-        outer = self._read(self.outer_tensor_names())
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._ahead: dict[int, Future[dict[str, Tensor]]] = {}  # the one block that is being read ahead
+        outer = self._take(self._checkpoint.read(self.outer_tensor_names().values()), self.outer_tensor_names())
         missing = set(self._model.state_dict()) - set(outer)
         self._model.load_state_dict(outer, strict=False, assign=True)
         self._model.tie_weights(missing_keys=missing, recompute_mapping=False)
@@ -66,10 +69,25 @@ class Skeleton(Outline):
         self._set_blocks([])
         return logits_BSV
 
+    def prefetch_block(self, index: int, pinned: bool = False) -> None:
+        """Start reading a block as it is stored; `load_block` takes it over, and what went wrong with it.
+
+        pinned: into host memory that a GPU copies from at full speed.
+        """
+        self._let_go_of_others(index)
+        if index not in self._ahead:
+            names = self.block_tensor_names(index).values()
+            self._ahead[index] = self._reader.submit(self._checkpoint.read, names, pinned)
+
     def load_block(self, index: int) -> nn.Module:
-        """Read one block in the skeleton's dtype. Raises CheckpointError when a weight is not finite."""
-        prefix = self.block_name(index) + "."
-        tensors = self._read(self.block_tensor_names(index))
+        """Read one block in the skeleton's dtype, or take it when it was read ahead.
+
+        Raises CheckpointError when it cannot be read or a weight is not finite.
+        """
+        self._let_go_of_others(index)
+        prefix, names = self.block_name(index) + ".", self.block_tensor_names(index)
+        ahead = self._ahead.pop(index, None)
+        tensors = self._take(ahead.result() if ahead else self._checkpoint.read(names.values()), names)
         block = deepcopy(self._blocks[index])
         block.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, assign=True)
         return block.eval().requires_grad_(False).to(self._device)
@@ -91,9 +109,14 @@ class Skeleton(Outline):
         stored = self._checkpoint.read(names.values())
         return {ours: stored[theirs] for ours, theirs in names.items()}
 
-    def _read(self, names: dict[str, str]) -> dict[str, Tensor]:
-        """Read the checkpoint's tensors in the skeleton's dtype, on its device, by the model's names."""
-        stored = self._checkpoint.read(names.values())
+    def _let_go_of_others(self, index: int) -> None:
+        """Drop another block that was read ahead: two would take the memory that was set aside for one."""
+        for other in set(self._ahead) - {index}:
+            wait([self._ahead[other]])
+            del self._ahead[other]
+
+    def _take(self, stored: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
+        """Turn tensors as stored into the skeleton's dtype, on its device, by the model's names; empties `stored`."""
         tensors: dict[str, Tensor] = {}
         for ours, theirs in names.items():
             tensors[ours] = stored.pop(theirs).to(self._device, self._dtype)
