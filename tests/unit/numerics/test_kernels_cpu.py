@@ -1,5 +1,6 @@
 """The compiled kernels of CPUs give the plain forms' bits; the grid search gives its choices."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 
@@ -13,6 +14,7 @@ from bitpress_workers.numerics import column_solver, grid, leave_one_out
 from bitpress_workers.numerics.column_solver import Block
 from bitpress_workers.numerics.grid import Grid, IntegerZeroGrid, RealZeroGrid
 from bitpress_workers.numerics.kernels import cpu
+from bitpress_workers.numerics.kernels.cpu_compile import compiled
 
 thorough = settings(max_examples=200, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**32 - 1)
@@ -231,3 +233,11 @@ def test_threads_do_not_disturb_each_other() -> None:
     assert all(
         torch.equal(x, y) for one, other in zip(found, expected, strict=True) for x, y in zip(one, other, strict=True)
     )
+
+
+def test_what_cannot_be_kept_on_disk_is_compiled_anyway(caplog: pytest.LogCaptureFixture) -> None:
+    """A function without a file has no place beside it, like one whose directories are read-only."""
+    namespace: dict[str, Callable[[float], float]] = {}
+    exec("def double(x): return 2 * x", namespace)
+    assert compiled(namespace["double"])(21.0) == 42
+    assert "NUMBA_CACHE_DIR" in caplog.text

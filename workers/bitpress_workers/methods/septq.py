@@ -90,7 +90,7 @@ class SEPTQRows:
         self.tap_rows = TapRows.of(weights, factor, row_tile)
         self._stored_dtype = stored_dtype
         weight_IR = self.tap_rows.weight_IR
-        self._empty_R = (weight_IR == 0).all(dim=0)
+        self._empty_R = (weight_IR.amin(dim=0) == 0) & (weight_IR.amax(dim=0) == 0)
         self._grid = search_integer_zero(weight_IR, config.bits, tiles=self.tap_rows.tiles, scale_dtype=stored_dtype)
         self._importance_IR = self._importance()
 

@@ -13,7 +13,7 @@ import numpy as np
 from bitpress_workers.numerics.grid import MAX_REAL_ZERO
 from bitpress_workers.numerics.kernels.cpu_compile import Bools, Bytes, Float, Floats, Integers, compiled
 
-TILE = 64
+TILE = 256
 ZERO, HALF, MINUS_ONE, INFINITY = np.float32(0), np.float32(0.5), np.float32(-1), np.float32(np.inf)
 SMALLEST_DIVISOR = np.float32(1e-9)
 FARTHEST_ZERO = np.float32(MAX_REAL_ZERO)

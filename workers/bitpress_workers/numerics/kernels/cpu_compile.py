@@ -7,6 +7,7 @@ NUMBA_CACHE_DIR, `__pycache__` beside the source, the user's cache directory.
 
 import logging
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numba
@@ -28,6 +29,11 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function when it is first called; its callees in the same file are compiled with it."""
     try:
         return numba.njit(cache=True, **OPTIONS)(function)
-    except RuntimeError:  # numba: no directory can be written
-        log.warning("%s is compiled anew in every process: set NUMBA_CACHE_DIR to a writable directory", function)
+    except RuntimeError:  # numba found no directory that can be written
+        _warn_once()
         return numba.njit(**OPTIONS)(function)
+
+
+@cache
+def _warn_once() -> None:
+    log.warning("kernels are compiled anew by every process: set NUMBA_CACHE_DIR to a directory that can be written")

@@ -12,7 +12,7 @@ import numpy as np
 
 from bitpress_workers.numerics.kernels.cpu_compile import Float, Floats, Integers, compiled
 
-LANES = 128
+LANES = 32
 ROWS = 16  # rows that are brought into cache together: one cache line of each column
 
 ZERO, ONE, FIFTH = np.float32(0), np.float32(1), np.float32(0.2)
