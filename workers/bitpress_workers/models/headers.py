@@ -53,12 +53,14 @@ def read_header(file: File) -> dict[str, TensorInfo]:
         if length > LARGEST_HEADER:
             raise ValueError(f"its header would have {length} bytes")
         header = json.loads(_read(file, LENGTH_BYTES, length))
+        if not isinstance(header, dict):
+            raise ValueError(f"expected a JSON object as its header, found {type(header).__name__}")
         header.pop("__metadata__", None)
         entries = _ENTRIES.validate_python(header)
         first = LENGTH_BYTES + length
         infos = {name: _tensor_info(file, name, entry, first) for name, entry in entries.items()}
         _check_gaps(infos, first, file.size)
-    except (ValueError, AttributeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{file}: not a complete safetensors file: {reason}") from error
     return infos
