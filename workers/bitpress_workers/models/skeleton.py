@@ -34,14 +34,14 @@ class Skeleton(Outline):
     ) -> None:
         """Read everything outside the blocks. Raises CheckpointError, naming the tensor, UnsupportedModel."""
         super().__init__(checkpoint, dtype)
-        self._device, self._dtype = torch.device(device), dtype
+        self.device, self._dtype = torch.device(device), dtype
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
         self._ahead: dict[int, Future[dict[str, Tensor]]] = {}  # the one block that is being read ahead
         outer = self._take(self._checkpoint.read(self.outer_tensor_names().values()), self.outer_tensor_names())
         missing = set(self._model.state_dict()) - set(outer)
         self._model.load_state_dict(outer, strict=False, assign=True)
         self._model.tie_weights(missing_keys=missing, recompute_mapping=False)
-        self._model.requires_grad_(False).to(self._device)
+        self._model.requires_grad_(False).to(self.device)
 
     @torch.no_grad()
     def enter(self, tokens_BS: Tensor) -> tuple[Tensor, Arguments]:
@@ -57,7 +57,7 @@ class Skeleton(Outline):
             raise CalibrationError(f"sequences of {tokens_BS.shape[1]} tokens; the model has {positions} positions")
         recorders = [_Recorder(block, self.family.returns_tuple) for block in self._blocks]
         self._set_blocks(recorders)
-        self._model.base_model(tokens_BS.to(self._device), use_cache=False)
+        self._model.base_model(tokens_BS.to(self.device), use_cache=False)
         self._set_blocks([])
         return recorders[0].hidden, tuple(recorder.arguments for recorder in recorders)
 
@@ -65,7 +65,7 @@ class Skeleton(Outline):
     def leave(self, tokens_BS: Tensor, hidden_BSD: Tensor) -> Tensor:
         """Return the logits [B, S, V] that follow from the last block's output for these tokens."""
         self._set_blocks([_Injector(hidden_BSD, self.family.returns_tuple)])
-        logits_BSV: Tensor = self._model(tokens_BS.to(self._device), use_cache=False).logits
+        logits_BSV: Tensor = self._model(tokens_BS.to(self.device), use_cache=False).logits
         self._set_blocks([])
         return logits_BSV
 
@@ -90,7 +90,7 @@ class Skeleton(Outline):
         tensors = self._take(ahead.result() if ahead else self._checkpoint.read(names.values()), names)
         block = deepcopy(self._blocks[index])
         block.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in tensors.items()}, assign=True)
-        return block.eval().requires_grad_(False).to(self._device)
+        return block.eval().requires_grad_(False).to(self.device)
 
     def run_block(self, block: Callable[..., Any], index: int, hidden_BSD: Tensor, arguments: Arguments) -> Tensor:
         """Return the output [B, S, D] of block number `index`; `arguments` as `enter` gave them for this shape."""
@@ -119,7 +119,7 @@ class Skeleton(Outline):
         """Turn tensors as stored into the skeleton's dtype, on its device, by the model's names; empties `stored`."""
         tensors: dict[str, Tensor] = {}
         for ours, theirs in names.items():
-            tensors[ours] = stored.pop(theirs).to(self._device, self._dtype)
+            tensors[ours] = stored.pop(theirs).to(self.device, self._dtype)
             if not torch.isfinite(tensors[ours]).all():
                 file = self._checkpoint.tensors[theirs].file
                 raise CheckpointError(f"{file}: {theirs} has values that are NaN or infinite in {self._dtype}")

@@ -11,18 +11,24 @@ from bitpress_workers.models.skeleton import Arguments, Skeleton
 
 
 class Activations:
-    """Hidden states before the block in hand, one tensor [sequences, tokens, hidden] for each micro-batch."""
+    """Hidden states before the block in hand, one tensor [sequences, tokens, hidden] for each micro-batch.
 
-    def __init__(self, skeleton: Skeleton, tokens_NS: Tensor, batches: Sequence[range]) -> None:
-        """Embed the sequences of `batches`, given as ranges of tokens_NS's rows."""
-        self._skeleton = skeleton
+    They have the forward's dtype: the checkpoint's own on accelerators, float32 on CPUs.
+    """
+
+    def __init__(self, skeleton: Skeleton, tokens_NS: Tensor, batches: Sequence[range], on_host: bool = False) -> None:
+        """Embed the sequences of `batches`, given as ranges of tokens_NS's rows.
+
+        on_host: keep them in host memory, and one micro-batch at a time on the device; no bit depends on it.
+        """
+        self._skeleton, self._on_host = skeleton, on_host
         self._batches = list(batches)
         self._tokens = [tokens_NS[batch.start : batch.stop] for batch in batches]
         self._hidden: list[Tensor] = []
         self._arguments: dict[torch.Size, Arguments] = {}
         for tokens_BS in self._tokens:
             hidden_BSD, arguments = skeleton.enter(tokens_BS)
-            self._hidden.append(hidden_BSD)
+            self._hidden.append(self._kept(hidden_BSD))
             # Masks, positions and the like depend on the shape alone: without padding all sequences are alike.
             self._arguments.setdefault(tokens_BS.shape, arguments)
 
@@ -42,19 +48,21 @@ class Activations:
         return len(self._batches[batch])
 
     def hidden(self, batch: int) -> Tensor:
-        return self._hidden[batch]
+        """A micro-batch's hidden states, on the skeleton's device."""
+        return self._hidden[batch].to(self._skeleton.device, non_blocking=True)
 
     def forward(self, block: Callable[..., Any], block_index: int, batch: int) -> Tensor:
         """Return a block's output for a micro-batch; with a gradient where the block's weights have one."""
         arguments = self._arguments[self._tokens[batch].shape]
-        return self._skeleton.run_block(block, block_index, self._hidden[batch], arguments)
+        return self._skeleton.run_block(block, block_index, self.hidden(batch), arguments)
 
     def advance(self, block: Callable[..., Any], block_index: int) -> bool:
         """Replace every micro-batch by the block's output. Returns whether all of it is finite."""
         finite = True
         for batch in range(len(self._batches)):
-            self._hidden[batch] = self.forward(block, block_index, batch)
-            finite = finite and bool(torch.isfinite(self._hidden[batch]).all())
+            hidden_BSD = self.forward(block, block_index, batch)
+            finite = finite and bool(torch.isfinite(hidden_BSD).all())
+            self._hidden[batch] = self._kept(hidden_BSD)
         return finite
 
     def score(self) -> list[float]:
@@ -63,9 +71,16 @@ class Activations:
         Window by window: logits are the widest tensors of a job.
         """
         losses: list[float] = []
-        for tokens_BS, hidden_BSD in zip(self._tokens, self._hidden, strict=True):
+        for batch, tokens_BS in enumerate(self._tokens):
+            hidden_BSD = self.hidden(batch)
             for window in range(len(tokens_BS)):
                 tokens_1S = tokens_BS[window : window + 1]
                 logits_SV = self._skeleton.leave(tokens_1S, hidden_BSD[window : window + 1])[0]
                 losses.append(float(cross_entropy(logits_SV[:-1].float(), tokens_1S[0, 1:].to(logits_SV.device))))
         return losses
+
+    def _kept(self, hidden_BSD: Tensor) -> Tensor:
+        if not self._on_host:
+            return hidden_BSD
+        pinned = hidden_BSD.device.type == "cuda"  # a device copies from pageable memory at a fraction of its speed
+        return torch.empty_like(hidden_BSD, device="cpu", pin_memory=pinned).copy_(hidden_BSD)
