@@ -21,6 +21,7 @@ from bitpress_workers.pipeline.calibration import evaluation_windows
 
 METHODS: list[dict[str, Any]] = [
     {"kind": "rtn", "bits": 4, "group_size": 32},
+    {"kind": "gptq", "bits": 3, "group_size": 64, "order": "activation", "propagation": "linear"},
     {"kind": "spqr", "bits": 3},
     {"kind": "septq", "bits": 3, "retained_percent": 1.0},
 ]
