@@ -69,14 +69,15 @@ class Skeleton(Outline):
         self._set_blocks([])
         return logits_BSV
 
-    def prefetch_block(self, index: int, pinned: bool = False) -> None:
+    def prefetch_block(self, index: int, pinnable_bytes: int = 0) -> None:
         """Start reading a block as it is stored; `load_block` takes it over, and what went wrong with it.
 
-        pinned: into host memory that a GPU copies from at full speed.
+        pinnable_bytes: a block of at most this size goes into memory that a GPU copies from at full speed.
         """
         self._let_go_of_others(index)
         if index not in self._ahead:
             names = self.block_tensor_names(index).values()
+            pinned = sum(self._checkpoint.tensors[name].bytes for name in names) <= pinnable_bytes
             self._ahead[index] = self._reader.submit(self._checkpoint.read, names, pinned)
 
     def load_block(self, index: int) -> nn.Module:

@@ -9,6 +9,8 @@ from pathlib import Path
 M_MMAP_THRESHOLD = -3  # malloc.h of the GNU C library
 LARGE_BYTES = 2**20
 
+PINNED_SHARE = 4  # Pinned memory is lost to everything else on the host, so no more than a fourth of what is free.
+
 
 def return_large_tensors() -> None:
     """Have large tensors' memory go back to the host as soon as they are dropped.
@@ -31,6 +33,11 @@ def available_host_bytes() -> int:
     if not limit.exists() or (most := limit.read_text().strip()) == "max":
         return free
     return min(free, int(most) - int(limit.with_name("memory.current").read_text()))
+
+
+def pinnable_bytes() -> int:
+    """Host memory that may be pinned at once, for GPUs to copy from."""
+    return available_host_bytes() // PINNED_SHARE
 
 
 def peak_resident_bytes() -> int:
