@@ -71,7 +71,7 @@ class BlockReport(_Model):
 class LedgerEntry(_Model):
     """A deviation from the plain method: what (a stable word), where, and the numbers."""
 
-    kind: Literal["damping-raised", "dead-columns", "constant-groups", "starved-expert"]
+    kind: Literal["damping-raised", "dead-columns", "constant-groups", "starved-expert", "worker-replaced"]
     where: str
     detail: str
 

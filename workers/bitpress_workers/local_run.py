@@ -11,7 +11,7 @@ from bitpress.artifacts import Report
 from bitpress.errors import Conflict
 from bitpress.jobs import Evaluation, JobSpec, Progress
 from bitpress_service.jobstore import BlockRecord
-from bitpress_workers.pipeline.fleet import LocalFleet, local_devices
+from bitpress_workers.pipeline.fleet import local_devices, make_local_fleet
 from bitpress_workers.pipeline.publish import record_of
 from bitpress_workers.pipeline.run import Pipeline, Site
 
@@ -73,7 +73,7 @@ def _run_in(directory: Path, spec: JobSpec, show: Callable[[Progress], None]) ->
     _open(directory, spec)
     site = Site(
         devices=local_devices(),
-        make_fleet=LocalFleet,
+        make_fleet=make_local_fleet,
         store_url=directory.resolve().as_uri(),
         key_of=str,
         recorder=DirectoryRecorder(directory, show),

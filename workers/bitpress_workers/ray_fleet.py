@@ -1,8 +1,10 @@
 """Shards as Ray actors: one actor per device in one placement group. The only file that imports Ray."""
 
 import os
+import platform
 import secrets
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import Any, Self
 
 # Read by Ray when it is imported. Its own default depends on what ran before it in the same home
@@ -17,15 +19,19 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
 import torch
+from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from bitpress.errors import BitpressError, InvalidJob, OutOfMemory, WorkerLost
+from bitpress.errors import BitpressError, Conflict, InvalidJob, OutOfMemory, WorkerLost
+from bitpress_workers.pipeline.exchange import LocalGroup, Meeting, PeerLost, ProcessGroup, join_store, open_store
 from bitpress_workers.pipeline.fleet import Ref, local_devices
 from bitpress_workers.pipeline.plan import Devices
-from bitpress_workers.pipeline.shard import Shard, ShardConfig
+from bitpress_workers.pipeline.shard import Shard, ShardConfig, device_of
 
-PLACEMENT_SECONDS = 120.0  # a placement group that cannot be placed waits for ever, without an error
+LOOK_SECONDS = 5.0  # between two looks at whether there is room for a fleet
+CAUSE_SECONDS = 20.0  # shards notice at once that another one is gone; Ray knows why, but somewhat later
+LIBRARIES = ("bitpress", "torch", "transformers")
 
 # NodeDiedError is no RayActorError, so each is named.
 LOST = (
@@ -72,24 +78,35 @@ class RaySession:
         total = ray.cluster_resources()
         if total.get("GPU"):
             return Devices("cuda", int(total["GPU"]), _probe(local_devices, num_gpus=1).memory_bytes)
-        return Devices("cpu", int(total.get("CPU", 0)), _probe(Devices.of_host_cores).memory_bytes)
+        return Devices("cpu", int(total.get("CPU", 0)), _probe(_host_cores, num_cpus=0).memory_bytes)
 
-    def make_fleet(self, config: ShardConfig, size: int) -> "RayFleet":
-        return RayFleet(config, size)
+    def make_fleet(self, config: ShardConfig, size: int, fewest: int, waiting: Callable[[str], None]) -> "RayFleet":
+        """A FleetMaker."""
+        bundle = {"CPU": 1.0} | ({"GPU": 1.0} if config.device == "cuda" else {})
+        group = _place(bundle, size, fewest, waiting)
+        return RayFleet(config, group)
 
 
 class RayFleet:
     """Runs Shard's methods on actors; see pipeline/fleet.py for the contract."""
 
-    def __init__(self, config: ShardConfig, size: int) -> None:
-        self.size = size
+    def __init__(self, config: ShardConfig, group: PlacementGroup) -> None:
+        """Start a shard in every bundle of a placement group, which is given back by `close`."""
+        self._group = group
+        self.size = len(group.bundle_specs)
+        strategy = PlacementGroupSchedulingStrategy(placement_group=group)
         resources = {"num_cpus": 1, "num_gpus": 1 if config.device == "cuda" else 0}
-        self._group = _place(size, resources)
-        strategy = PlacementGroupSchedulingStrategy(placement_group=self._group)
-        # A restarted actor would have lost its activations: a lost actor ends the attempt, and the job resumes.
+        # A restarted actor would have lost its activations: the whole fleet is made anew, and the job goes on.
         actor = ray.remote(max_restarts=0, max_task_retries=0, scheduling_strategy=strategy, **resources)(_Actor)
-        self._actors = [actor.remote() for _ in range(size)]
-        self.get([a.build.remote(config, index, size) for index, a in enumerate(self._actors)])
+        self._actors: list[ActorHandle] = [actor.remote() for _ in range(self.size)]
+        self._hosts = ["a host"] * self.size
+        try:
+            self._hosts = self._same_versions()
+            where = self.get([self._actors[0].open.remote(self.size)])[0] if self.size > 1 else None
+            self.get([a.build.remote(config, index, self.size, where) for index, a in enumerate(self._actors)])
+        except BaseException:
+            self.close()
+            raise
 
     def on(self, index: int, method: Callable[..., Any], *args: Any) -> Ref:
         return self._actors[index].call.remote(method.__name__, *args)
@@ -98,18 +115,17 @@ class RayFleet:
         return [self.on(index, method, *args) for index in range(self.size)]
 
     def get(self, refs: Sequence[Ref]) -> list[Any]:
-        try:
-            values: list[Any] = ray.get(list(refs))
-        except ray.exceptions.OutOfMemoryError as error:
-            raise OutOfMemory(f"a worker was stopped because its host ran out of memory: {error}") from error
-        except LOST as error:
-            raise WorkerLost(f"a device or its host was lost: {error}") from error
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, BitpressError):
-                raise error.cause from None
-            if isinstance(error.cause, torch.OutOfMemoryError):
-                raise OutOfMemory(f"a device ran out of memory: {error.cause}") from error
-            raise
+        pending = list(refs)
+        while pending:  # not in their order: the others may be waiting for the one that failed
+            done, pending = ray.wait(pending)
+            error = self._error(done[0])
+            if isinstance(error, PeerLost):
+                done, _ = ray.wait(pending, num_returns=len(pending), timeout=CAUSE_SECONDS) if pending else ([], [])
+                causes = [cause for ref in done if not isinstance(cause := self._error(ref), PeerLost | None)]
+                raise causes[0] if causes else error
+            if error is not None:
+                raise error
+        values: list[Any] = ray.get(list(refs))
         return values
 
     def close(self) -> None:
@@ -117,32 +133,98 @@ class RayFleet:
             ray.kill(actor)
         remove_placement_group(self._group)
 
+    def _same_versions(self) -> list[str]:
+        """Return the shards' hosts. Raises Conflict when libraries differ, and with them, perhaps, bits."""
+        facts: list[tuple[str, dict[str, str]]] = self.get([actor.facts.remote() for actor in self._actors])
+        ours = _versions()
+        for host, theirs in facts:
+            if theirs != ours:
+                differ = [f"{name} {theirs[name]} (here {ours[name]})" for name in ours if theirs[name] != ours[name]]
+                raise Conflict(f"host {host} has {', '.join(differ)}; all hosts of a job need the same versions")
+        return [host for host, _ in facts]
+
+    def _error(self, ref: Ref) -> Exception | None:
+        """What a finished call failed with, in our words."""
+        try:
+            ray.get(ref)
+        except ray.exceptions.OutOfMemoryError as error:
+            return OutOfMemory(f"a worker was stopped because its host ran out of memory: {error}")
+        except LOST as error:
+            return WorkerLost(f"{self._lost(error)} was lost: {str(error).splitlines()[0]}")
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, torch.OutOfMemoryError):
+                return OutOfMemory(f"a device ran out of memory: {cause}")
+            return cause if isinstance(cause, BitpressError) else error
+        return None
+
+    def _lost(self, error: Exception) -> str:
+        ids = [actor._actor_id.hex() for actor in self._actors]
+        lost = getattr(error, "actor_id", None)
+        return f"shard {ids.index(lost)} on {self._hosts[ids.index(lost)]}" if lost in ids else "a device or its host"
+
 
 class _Actor:
     """Holds a Shard. Not one itself: an error while an actor is made would look like a lost host."""
 
-    def build(self, config: ShardConfig, index: int, num_shards: int) -> None:
-        self._shard = Shard(config, index, num_shards, device_index=0)  # an actor sees one accelerator
+    def facts(self) -> tuple[str, dict[str, str]]:
+        """This host's address, and what a job's bits may depend on."""
+        return ray.util.get_node_ip_address(), _versions()
+
+    def open(self, size: int) -> tuple[str, int]:
+        """Start what shards meet through; returns its address."""
+        host = ray.util.get_node_ip_address()
+        self._store, port = open_store(host, size)
+        return host, port
+
+    def build(self, config: ShardConfig, index: int, size: int, where: tuple[str, int] | None) -> None:
+        device = device_of(config.device, 0)  # an actor sees one accelerator
+        if where is None:
+            self._shard = Shard(config, LocalGroup(Meeting(1), 0, device))
+            return
+        store = join_store(*where, size) if index else self._store
+        self._shard = Shard(config, ProcessGroup(store, index, size, device, ray.util.get_node_ip_address()))
 
     def call(self, method: str, *args: Any) -> Any:
         return getattr(self._shard, method)(*args)
 
 
-def _place(size: int, resources: dict[str, int]) -> PlacementGroup:
-    bundle = {"CPU": resources["num_cpus"]} | ({"GPU": 1} if resources["num_gpus"] else {})
-    there = ray.cluster_resources()
-    if any(there.get(kind, 0) < number * size for kind, number in bundle.items()):
-        raise InvalidJob(
-            f"{size} shards need {bundle} each; the whole cluster has {there.get('CPU', 0):g} CPUs "
-            f"and {there.get('GPU', 0):g} GPUs"
-        )
-    group = placement_group([dict(bundle) for _ in range(size)], strategy="PACK")
-    if not group.wait(PLACEMENT_SECONDS):
-        remove_placement_group(group)
-        raise WorkerLost(f"no place for {size} shards with {bundle} each within {PLACEMENT_SECONDS:.0f} s")
-    return group
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
+
+
+def _place(bundle: dict[str, float], size: int, fewest: int, waiting: Callable[[str], None]) -> PlacementGroup:
+    """Reserve `size` bundles, or as many as the hosts that are left can hold, `fewest` at least; see FleetMaker."""
+    group, reserved = None, 0
+    try:
+        while True:
+            room = _room(bundle)
+            if room < fewest:
+                raise InvalidJob(f"the job asks for {fewest} devices with {bundle} each; the whole cluster has {room}")
+            if group is None or reserved != min(size, room):
+                if group is not None:
+                    remove_placement_group(group)
+                reserved = min(size, room)
+                group = placement_group([dict(bundle) for _ in range(reserved)], strategy="PACK")
+            if group.wait(LOOK_SECONDS):
+                return group
+            waiting(f"waiting for {reserved} devices: the cluster has {room}, but not all of them are free")
+    except BaseException:
+        if group is not None:
+            remove_placement_group(group)
+        raise
+
+
+def _room(bundle: dict[str, float]) -> int:
+    """How many bundles the hosts that are alive can hold, when nobody else uses them."""
+    hosts = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return sum(int(min(host.get(kind, 0.0) // number for kind, number in bundle.items())) for host in hosts)
 
 
 def _probe(function: Callable[[], Devices], **resources: int) -> Devices:
-    found: Devices = ray.get(ray.remote(**resources)(function).remote() if resources else ray.remote(function).remote())
+    found: Devices = ray.get(ray.remote(**resources)(function).remote())
     return found
+
+
+def _host_cores() -> Devices:
+    return Devices.of_host_cores()

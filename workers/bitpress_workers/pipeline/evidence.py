@@ -1,5 +1,6 @@
 """What passes between shards while a tap's linears are solved, and what it proves of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -12,14 +13,6 @@ from bitpress_workers.pipeline.placement import tiles_of
 
 
 @dataclass(frozen=True)
-class TapData:
-    """What solving a tap's linears needs: the Hessian for the evidence, its factor for the solve."""
-
-    gram: Gram
-    factor: Factor
-
-
-@dataclass(frozen=True)
 class TapFacts:
     """What the report says of a tap."""
 
@@ -27,6 +20,22 @@ class TapFacts:
     num_dead: int
     num_columns: int
     num_tokens: int
+
+
+@dataclass(frozen=True)
+class TapData:
+    """What solving a tap's linears needs: the Hessian for the evidence, its factor for the solve."""
+
+    gram: Gram
+    factor: Factor
+
+    def facts(self) -> TapFacts:
+        return TapFacts(
+            damping_used=self.factor.damping_used,
+            num_dead=self.factor.num_dead,
+            num_columns=self.factor.num_columns,
+            num_tokens=self.gram.num_tokens,
+        )
 
 
 @dataclass(frozen=True)
@@ -64,3 +73,16 @@ def tile_errors(
 
 def _energy(rows_RI: Tensor, gram: Gram) -> float:
     return float(((rows_RI @ gram.xtx_II) * rows_RI).double().sum())
+
+
+def join_evidence(compressed: CompressedLinear, parts: Sequence[Part]) -> Evidence:
+    """What is known of a linear from all its parts, in row order."""
+    errors = [pair for part in parts for pair in part.errors]
+    error, reference = sum(pair[0] for pair in errors), sum(pair[1] for pair in errors)
+    return Evidence(
+        shape=compressed.shape,
+        stored_bits=compressed.stored_bits(),
+        relative_error=error / reference if reference else 0.0,
+        outlier_fraction=compressed.outlier_fraction,
+        num_constant_groups=sum(part.solved.num_constant_groups for part in parts),
+    )

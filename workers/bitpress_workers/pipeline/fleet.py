@@ -1,7 +1,8 @@
 """A fleet runs Shard's methods on all shards; the block loop reads the same whatever the fleet.
 
-Calls return references at once. A reference may be an argument of a later call and is resolved
-there, so tensors pass from shard to shard without visiting the caller; `get` waits for values.
+Calls return references at once; `get` waits for values. Methods in which shards exchange tensors are
+called on all of them. A reference may also be an argument of a later call and is resolved there, so
+that what one shard hands to another does not visit the caller.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,8 +12,9 @@ from typing import Any, Protocol
 import torch
 
 from bitpress.errors import OutOfMemory
+from bitpress_workers.pipeline.exchange import LocalGroup, Meeting
 from bitpress_workers.pipeline.plan import Devices
-from bitpress_workers.pipeline.shard import Shard, ShardConfig
+from bitpress_workers.pipeline.shard import Shard, ShardConfig, device_of
 
 Ref = Any
 
@@ -31,11 +33,21 @@ class Fleet(Protocol):
         ...
 
     def get(self, refs: Sequence[Ref]) -> list[Any]:
-        """Wait for values; raises the first shard's error as it was raised there."""
+        """Wait for values; raises the first error as it was raised on its shard. The fleet is of no use then."""
         ...
 
     def close(self) -> None:
         """Give back the devices."""
+        ...
+
+
+class FleetMaker(Protocol):
+    def __call__(self, config: ShardConfig, size: int, fewest: int, waiting: Callable[[str], None]) -> Fleet:
+        """Make a fleet of `size` shards, or of as many as there are devices for, but of `fewest` at least.
+
+        Devices that others hold are waited for; `waiting` is called with the reason, again and again,
+        and may raise. Raises InvalidJob when there will never be room for `fewest`.
+        """
         ...
 
 
@@ -54,8 +66,10 @@ class LocalFleet:
         self.size = size
         # One thread per shard keeps a shard's calls in order; a call only waits for calls made before it.
         self._threads = [ThreadPoolExecutor(1, thread_name_prefix=f"shard-{index}") for index in range(size)]
+        self._meeting = Meeting(size)
+        groups = [LocalGroup(self._meeting, index, device_of(config.device, index)) for index in range(size)]
         # One after the other: a model is built on the meta device by patching torch, for all threads at once.
-        self._shards = [self._submit(index, Shard, (config, index, size)).result() for index in range(size)]
+        self._shards = [self._submit(group.rank, Shard, (config, group)).result() for group in groups]
 
     def on(self, index: int, method: Callable[..., Any], *args: Any) -> Ref:
         return self._submit(index, method, (self._shards[index], *args))
@@ -70,12 +84,25 @@ class LocalFleet:
             raise OutOfMemory(f"a device ran out of memory: {error}") from error
 
     def close(self) -> None:
+        self._meeting.leave()
         for thread in self._threads:
             thread.shutdown(cancel_futures=True)
 
     def _submit(self, index: int, function: Callable[..., Any], args: tuple[Any, ...]) -> Future[Any]:
-        return self._threads[index].submit(lambda: function(*(_resolve(arg) for arg in args)))
+        return self._threads[index].submit(self._run, function, args)
+
+    def _run(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        try:
+            return function(*(_resolve(arg) for arg in args))
+        except BaseException as error:
+            self._meeting.leave(error)  # the other shards may wait for this one
+            raise
 
 
 def _resolve(arg: Any) -> Any:
     return arg.result() if isinstance(arg, Future) else arg
+
+
+def make_local_fleet(config: ShardConfig, size: int, fewest: int, waiting: Callable[[str], None]) -> LocalFleet:
+    """A FleetMaker; threads never have to wait."""
+    return LocalFleet(config, size)

@@ -4,7 +4,7 @@ import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 
-from bitpress.artifacts import BlockReport, LinearReport, PerplexityReport, Report
+from bitpress.artifacts import BlockReport, LedgerEntry, LinearReport, PerplexityReport, Report
 from bitpress.jobs import JobSpec
 from bitpress_workers.pipeline.publish import Sidecar
 
@@ -30,11 +30,12 @@ def make_report(
     phases: Mapping[str, float],
     peaks: Sequence[tuple[int, int]],
     device: str,
+    losses: Sequence[LedgerEntry],
 ) -> Report:
     """Gather a job's evidence.
 
     bytes_before: of all compressed linears' weights in the checkpoint. peaks: (resident memory,
-    accelerator memory) in bytes of every process.
+    accelerator memory) in bytes of every process. losses: workers that were replaced.
     """
     linears = [linear for sidecar in sidecars for linear in sidecar.report.linears]
     num_weights = sum(linear.shape[0] * linear.shape[1] for linear in linears)
@@ -50,7 +51,7 @@ def make_report(
         phases=dict(phases),
         peak_bytes=max(host for host, _ in peaks),
         peak_device_bytes=max(device_bytes for _, device_bytes in peaks),
-        ledger=tuple(entry for sidecar in sidecars for entry in sidecar.ledger),
+        ledger=tuple(entry for sidecar in sidecars for entry in sidecar.ledger) + tuple(losses),
         versions=versions(device),
     )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from bitpress.artifacts import REPORT, ArtifactFile, Report
+from bitpress.artifacts import REPORT, ArtifactFile, PerplexityReport, Report
 from bitpress.errors import CalibrationError
 from bitpress.jobs import JobSpec
 from bitpress.methods import LoRAPreprocessing
@@ -24,13 +24,14 @@ from bitpress_workers.pipeline.calibration import calibration_tokens, evaluation
 from bitpress_workers.pipeline.compress import BlockLoop, chain_root
 from bitpress_workers.pipeline.evaluate import Perplexities
 from bitpress_workers.pipeline.export import Exporter
-from bitpress_workers.pipeline.fleet import Fleet
+from bitpress_workers.pipeline.fleet import Fleet, FleetMaker
 from bitpress_workers.pipeline.memory import peak_resident_bytes
 from bitpress_workers.pipeline.placement import micro_batches, share
 from bitpress_workers.pipeline.plan import Devices, Plan, make_plan
 from bitpress_workers.pipeline.preprocessing import Unrecorded, check_adapters, restore, training_documents
 from bitpress_workers.pipeline.progress import FIRST_PASS_SHARE, RESTORING_SHARE, ProgressMeter
 from bitpress_workers.pipeline.publish import Publisher, Recorder, Sidecar, block_name, sidecar_name
+from bitpress_workers.pipeline.replacement import LastingFleet
 from bitpress_workers.pipeline.report import make_report, to_markdown
 from bitpress_workers.pipeline.shard import Published, Shard, ShardConfig
 from bitpress_workers.pipeline.sizes import model_sizes
@@ -48,7 +49,7 @@ class Site:
     """
 
     devices: Devices
-    make_fleet: Callable[[ShardConfig, int], Fleet]
+    make_fleet: FleetMaker
     store_url: str
     key_of: Callable[[str], str]
     recorder: Recorder
@@ -60,6 +61,7 @@ class Pipeline:
     spec: JobSpec
     site: Site
     phases: dict[str, float] = field(default_factory=dict)
+    waiting_for: str = ""
 
     def run(self) -> Report:
         """Run the job to its manifest. Raises BitpressError; what was published before stays."""
@@ -68,19 +70,24 @@ class Pipeline:
         try:
             if self.preprocessing:
                 with self._phase("restoring"):
-                    self._restore(self.preprocessing)
+                    self.fleet.run(self._restore)
             with self._phase("calibrating"):
-                records = self._compress(self.publisher, self.meter)
-            if self.preprocessing:
-                self._open(self.checkpoint.path, self.site.store_url)  # quality is measured against the original
+                records = self.fleet.run(lambda fleet: self._compress(fleet, self.publisher, self.meter))
             with self._phase("evaluating"):
-                perplexity = Perplexities(self.fleet, self.meter, [r for r, _ in records]).run(self.windows)
+                perplexity = self.fleet.run(lambda fleet: self._evaluate(fleet, [record for record, _ in records]))
             self.meter.publishing()
             exported = self._export(records)
-            peaks = [(peak_resident_bytes(), 0), *self.fleet.get(self.fleet.all(Shard.peak_bytes))]
+            peaks = [(peak_resident_bytes(), 0), *self.fleet.run(lambda fleet: fleet.get(fleet.all(Shard.peak_bytes)))]
             sidecars = [sidecar for _, sidecar in records]
             report = make_report(
-                self.spec, sidecars, perplexity, self.bytes_before, self.phases, peaks, self.site.devices.kind
+                self.spec,
+                sidecars,
+                perplexity,
+                self.bytes_before,
+                self.phases,
+                peaks,
+                self.site.devices.kind,
+                self.fleet.losses,
             )
             self._publish(records, report, exported)
         finally:
@@ -106,15 +113,27 @@ class Pipeline:
         self.plan = make_plan(spec, self.method, sizes, num_windows, site.devices)
         self.bytes_before = sizes.linear_bytes
         self.publisher = Publisher(ArtifactStore.from_url(site.store_url), site.key_of, site.recorder)
+        self.opened = checkpoint.path
+        self.fleet = LastingFleet(self._make_fleet, self.plan.num_shards, site.recorder)
+        self.fleet.run(lambda _: None)  # starting it is no part of calibrating
+
+    def _make_fleet(self, size: int, fewest: int) -> Fleet:
         config = ShardConfig(
-            model_path=str(checkpoint.path),
-            method=spec.method,
-            device=site.devices.kind,
-            store_url=site.store_url,
+            model_path=str(self.opened),
+            method=self.spec.method,
+            device=self.site.devices.kind,
+            store_url=self.site.store_url,
             slices=self.plan.slices,
             row_tile=self.plan.row_tile,
         )
-        self.fleet = site.make_fleet(config, self.plan.num_shards)
+        return self.site.make_fleet(config, size, fewest, self._wait)
+
+    def _wait(self, why: str) -> None:
+        """Say once why the job has to wait, and notice that it was cancelled."""
+        if why != self.waiting_for:
+            self.site.recorder.log(why)
+        self.waiting_for = why
+        self.meter.preparing()
 
     def _read_texts(self) -> None:
         """All texts before the first block: a text that is missing or too short must not cost hours."""
@@ -134,48 +153,56 @@ class Pipeline:
             positions = getattr(self.checkpoint.config, "max_position_embeddings", None)
             self.documents = training_documents(self.preprocessing, dataset, positions, tokenizer)
 
-    def _restore(self, config: LoRAPreprocessing) -> None:
+    def _restore(self, fleet: Fleet) -> None:
         """Compress the model, train an adapter on the result, and make the merged model what the shards read."""
+        assert self.preprocessing is not None
         scratch, meter = self.site.scratch, self.meter
         shutil.rmtree(scratch, ignore_errors=True)  # of an attempt that was killed
         first, middle = FIRST_PASS_SHARE, RESTORING_SHARE
         meters = [replace(meter, compressing="restoring", span=span) for span in ((0.0, first), (first, middle))]
-        self.meter = replace(meter, span=(middle, 1.0))
         store_url = (scratch / "first").as_uri()
-        self._open(self.checkpoint.path, store_url)
+        self._open(fleet, self.checkpoint.path, store_url)
         store = Publisher(ArtifactStore.from_url(store_url), str, Unrecorded(self.site.recorder))
-        records = [record for record, _ in self._compress(store, meters[0])]
-        restore(self.fleet, config, records, self.documents, scratch / "restored", meters[1])
-        self._open(scratch / "restored", self.site.store_url)
+        records = [record for record, _ in self._compress(fleet, store, meters[0])]
+        restore(fleet, self.preprocessing, records, self.documents, scratch / "restored", meters[1])
+        self._open(fleet, scratch / "restored", self.site.store_url)
+        self.opened = scratch / "restored"
+        self.meter = replace(meter, span=(middle, 1.0))
 
-    def _open(self, model_path: Path, store_url: str) -> None:
+    def _open(self, fleet: Fleet, model_path: Path, store_url: str) -> None:
         """Let all shards read this checkpoint and write into this store."""
-        for shard in range(self.fleet.size):  # one after the other: a model is built by patching torch
-            self.fleet.get([self.fleet.on(shard, Shard.open, str(model_path), store_url)])
+        for shard in range(fleet.size):  # one after the other: a model is built by patching torch
+            fleet.get([fleet.on(shard, Shard.open, str(model_path), store_url)])
 
-    def _compress(self, publisher: Publisher, meter: ProgressMeter) -> list[tuple[BlockRecord, Sidecar]]:
-        fleet, plan, solver = self.fleet, self.plan, self._solver(meter)
+    def _compress(self, fleet: Fleet, publisher: Publisher, meter: ProgressMeter) -> list[tuple[BlockRecord, Sidecar]]:
+        plan, solver = self.plan, self._solver(fleet, meter)
         for stream in solver.streams:
             fleet.get(fleet.all(Shard.start, stream, self.tokens, _calibration_groups(plan, fleet.size)))
-        records = BlockLoop(fleet, plan, solver, publisher, meter, self._chain_root()).run()
+        records = BlockLoop(fleet, plan, solver, publisher, meter, self._chain_root(fleet)).run()
         for stream in solver.streams:
             fleet.get(fleet.all(Shard.stop, stream))
         return records
 
-    def _solver(self, meter: ProgressMeter) -> Solver:
+    def _evaluate(self, fleet: Fleet, records: Sequence[BlockRecord]) -> dict[str, PerplexityReport]:
+        if self.preprocessing:
+            self.opened = self.checkpoint.path  # quality is measured against the original
+            self._open(fleet, self.opened, self.site.store_url)
+        return Perplexities(fleet, self.meter, records).run(self.windows)
+
+    def _solver(self, fleet: Fleet, meter: ProgressMeter) -> Solver:
         """How the method compresses a block in hand."""
         if isinstance(self.method, BlockMethod):
-            return BlockTrainer(self.fleet, self.method, meter)
+            return BlockTrainer(fleet, self.method, meter)
         damping = getattr(self.spec.method, "damping", None)
-        return TapSolver(self.fleet, self.plan, self.method, damping, meter)
+        return TapSolver(fleet, self.plan, self.method, damping, meter)
 
-    def _chain_root(self) -> str:
+    def _chain_root(self, fleet: Fleet) -> str:
         libraries = ("bitpress", "torch", "transformers")
         return chain_root(
             tokens=tokens_sha256(self.tokens),
             method=self.spec.method.model_dump(mode="json"),
             config=json.loads((self.checkpoint.path / "config.json").read_text()),
-            outer_weights=self.fleet.get([self.fleet.on(0, Shard.outer_fingerprint)])[0],
+            outer_weights=fleet.get([fleet.on(0, Shard.outer_fingerprint)])[0],
             row_tile=self.plan.row_tile,
             device=self.site.devices.kind,
             versions={name: version(name) for name in libraries},
@@ -199,7 +226,9 @@ class Pipeline:
             evidence = sidecar.model_dump_json().encode()
             name = sidecar_name(record.index)
             files[ArtifactFile(name=name, bytes=len(evidence), sha256=record.sidecar_sha256)] = record.sidecar_key
-        outer: Published = self.fleet.get([self.fleet.on(0, Shard.publish_outer, publisher.key_of(OUTER))])[0]
+        outer: Published = self.fleet.run(
+            lambda fleet: fleet.get([fleet.on(0, Shard.publish_outer, publisher.key_of(OUTER))])[0]
+        )
         files[ArtifactFile(name=OUTER, bytes=outer.bytes, sha256=outer.sha256)] = publisher.key_of(OUTER)
         small = {path.name: path.read_bytes() for path in self.checkpoint.companion_files()}
         small["config.json"] = _with_quantization(small["config.json"], [sidecar for _, sidecar in records])

@@ -1,11 +1,11 @@
 """One device's part of a job: its slices of the activations, the block in hand, its rows of every linear.
 
-A plain class: a fleet calls it in this process or in an actor. Nothing here knows of other shards,
-but that there are `num_shards` of them.
+A plain class: a fleet calls it in this process or in an actor. What it knows of the other shards is
+its `Group`; methods in which they exchange are called on all of them.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitpress.errors import NumericalError
-from bitpress.formats import CompressedLinear, concatenate
+from bitpress.errors import NumericalError, StoreError
+from bitpress.formats import CompressedLinear
 from bitpress.methods import LoRAPreprocessing, MethodConfig
 from bitpress_service.artifactstore import ArtifactStore
 from bitpress_workers.methods import create
-from bitpress_workers.methods.base import Agreement, Method, RowSolver, SolvedRows, Survey
 from bitpress_workers.methods.block_base import BlockMethod
 from bitpress_workers.models.checkpoint import Checkpoint
 from bitpress_workers.models.family import Tap
-from bitpress_workers.models.skeleton import Skeleton, tap_inputs
-from bitpress_workers.numerics.hessian import Gram, GramTree, reduce_tree
+from bitpress_workers.models.skeleton import Skeleton
 from bitpress_workers.pipeline.activations import Activations
 from bitpress_workers.pipeline.block_file import read_linears, tensors_sha256, write_block
 from bitpress_workers.pipeline.block_training import (
@@ -34,10 +32,11 @@ from bitpress_workers.pipeline.block_training import (
     begin,
     pass_reference,
 )
-from bitpress_workers.pipeline.evidence import Evidence, Part, TapData, TapFacts, tile_errors
+from bitpress_workers.pipeline.evidence import Evidence, TapFacts
+from bitpress_workers.pipeline.exchange import Group
 from bitpress_workers.pipeline.memory import peak_resident_bytes, return_large_tensors
-from bitpress_workers.pipeline.placement import rows_of
 from bitpress_workers.pipeline.restoration import Restoration, save_checkpoint
+from bitpress_workers.pipeline.row_solving import RowSolving
 
 
 @dataclass(frozen=True)
@@ -62,12 +61,15 @@ class Published:
     headers: dict[str, dict[str, Any]]
 
 
+def device_of(kind: str, number: int) -> torch.device:
+    """Device `number` of a kind, as this process counts them; CPU cores have no numbers."""
+    return torch.device(kind, number) if kind == "cuda" else torch.device(kind)
+
+
 class Shard:
-    def __init__(self, config: ShardConfig, index: int, num_shards: int, device_index: int | None = None) -> None:
-        """Build shard `index` of `num_shards`, on accelerator `device_index` (its own index when not given)."""
-        self._config, self._index, self._num_shards = config, index, num_shards
-        number = index if device_index is None else device_index
-        self._device = torch.device(config.device, number) if config.device == "cuda" else torch.device(config.device)
+    def __init__(self, config: ShardConfig, group: Group) -> None:
+        """Build shard `group.rank` on the group's device."""
+        self._config, self._group, self._device = config, group, group.device
         if config.device == "cpu":
             torch.set_num_threads(1)  # a CPU device is one core; a GEMM's bits may depend on its threads
             return_large_tensors()
@@ -77,9 +79,8 @@ class Shard:
         self._block = nn.Module()
         self._block_index = -1
         self._taps: dict[str, Tap] = {}
-        self._solvers: dict[str, RowSolver] = {}
         self._compressed: dict[str, CompressedLinear] = {}
-        self._evidence: dict[str, Evidence] = {}
+        self._solving: RowSolving
         self._training: BlockTraining
         self._restoration: Restoration
 
@@ -95,7 +96,7 @@ class Shard:
 
     def start(self, stream: str, tokens_NS: Tensor, groups: Sequence[Sequence[range]]) -> None:
         """Embed this shard's sequences of `stream`; `groups[shard]` are its micro-batches."""
-        self._activations[stream] = Activations(self._skeleton, tokens_NS, groups[self._index])
+        self._activations[stream] = Activations(self._skeleton, tokens_NS, groups[self._group.rank])
 
     def stop(self, stream: str) -> None:
         del self._activations[stream]
@@ -114,7 +115,7 @@ class Shard:
         """Take a dense block from the checkpoint."""
         self._block = nn.Module()  # let go of the last block before the next one is read
         self._block_index = block_index
-        self._compressed, self._evidence = {}, {}
+        self._compressed = {}
         self._taps = {tap.name: tap for tap in self._skeleton.taps(block_index)}
         self._block = self._skeleton.load_block(block_index)
 
@@ -126,90 +127,31 @@ class Shard:
         """Return the sha256 of the weights outside the blocks: the first block's input depends on them."""
         return tensors_sha256(self._skeleton.outer_tensors())
 
-    def collect(self, taps: Sequence[str]) -> dict[str, dict[tuple[int, int], Gram]]:
-        """Run the block over this shard's slices; returns, by tap, Grams of the maximal subtrees of slices."""
-        trees = {tap: GramTree() for tap in taps}
-        wanted = [self._taps[tap] for tap in taps]
-        activations = self._activations["calibration"]
-        for slice_index, batches in activations.by_slice(self._config.slices).items():
-            grams: dict[str, Gram] = {}
-            for batch in batches:
-                size = activations.size(batch)
+    # A block whose taps are solved: begin, then factorize some taps, solve these, until all are.
 
-                def accumulate(tap: str, x_TI: Tensor, grams: dict[str, Gram] = grams, size: int = size) -> None:
-                    gram = grams.setdefault(tap, Gram.zeros(x_TI.shape[-1], x_TI.device))
-                    gram.accumulate(x_TI, size)
-
-                with tap_inputs(self._block, wanted, accumulate):
-                    activations.forward(self._block, self._block_index, batch)
-            for tap in wanted:  # no token of a slice may have come to an expert
-                trees[tap.name].add(slice_index, grams.get(tap.name) or self._silent(tap))
-        return {tap: tree.nodes for tap, tree in trees.items()}
-
-    def factor(self, tap: str, *collected: Mapping[str, Mapping[tuple[int, int], Gram]]) -> TapData:
-        """Merge all shards' Grams of a tap and factorize the Hessian."""
-        nodes = {key: gram for part in collected for key, gram in part[tap].items()}
-        gram = reduce_tree(nodes, len(self._config.slices))
-        if not gram.num_tokens:  # an expert that no token came to: no input matters more than another
-            gram = Gram(torch.eye(len(gram.xtx_II), device=gram.xtx_II.device), num_sequences=1, num_tokens=0)
-        name = f"{self._skeleton.block_name(self._block_index)}, tap {tap}"
-        if not bool(torch.isfinite(gram.xtx_II).all()):
-            raise NumericalError(f"{name}: an activation is not finite, or too large for float32 statistics")
-        try:
-            return TapData(gram, self._solving_method().factor(gram))
-        except NumericalError as error:
-            raise NumericalError(f"{name}: {error.message}") from error
-
-    def facts(self, data: TapData) -> TapFacts:
-        return TapFacts(
-            damping_used=data.factor.damping_used,
-            num_dead=data.factor.num_dead,
-            num_columns=data.factor.num_columns,
-            num_tokens=data.gram.num_tokens,
+    def begin_solving(self) -> None:
+        assert not isinstance(self._method, BlockMethod)
+        self._solving = RowSolving(
+            self._method,
+            self._group,
+            self._block,
+            self._block_index,
+            self._skeleton.block_name(self._block_index),
+            list(self._taps.values()),
+            slices=self._config.slices,
+            row_tile=self._config.row_tile,
         )
 
-    # A tap's linears: survey, agree, solve, install.
+    def factorize(self, taps: Sequence[str]) -> dict[str, TapFacts]:
+        """Make and factorize Hessians from the same forwards, with all shards; returns the facts of this one's taps."""
+        return self._solving.factorize(taps, self._activations["calibration"])
 
-    def survey(self, tap: str, data: TapData, agreed: Mapping[str, Agreement] | None) -> dict[str, list[Survey]]:
-        """Survey this shard's rows, linear by linear."""
-        rows = self._rows(tap)
-        if not rows:
-            return {}
-        surveys = self._solver(tap, data).survey(None if agreed is None else [agreed[name] for name in rows])
-        return {name: list(found) for name, found in zip(rows, surveys, strict=True)}
-
-    def agree(
-        self, tap: str, agreed: Mapping[str, Agreement] | None, *surveys: Mapping[str, Sequence[Survey]]
-    ) -> dict[str, Agreement]:
-        """Merge the surveys of all shards, linear by linear."""
-        return {
-            name: self._solving_method().agree(
-                [survey for part in surveys for survey in part.get(name, ())], agreed and agreed[name]
-            )
-            for name in self._taps[tap].linears
-        }
-
-    def solve(self, tap: str, data: TapData, agreed: Mapping[str, Agreement] | None) -> dict[str, Part]:
-        """Solve this shard's rows of a tap's linears."""
-        rows = self._rows(tap)
-        if not rows:
-            return {}
-        solver = self._solver(tap, data)
-        del self._solvers[tap]
-        try:
-            solved = solver.solve(None if agreed is None else [agreed[name] for name in rows])
-        except NumericalError as error:
-            names = ", ".join(self._full_name(name) for name in rows)
-            raise NumericalError(f"{names}: {error.message}") from error
-        return {name: self._part(name, rows[name], part, data) for name, part in zip(rows, solved, strict=True)}
-
-    def install(self, tap: str, *parts: Mapping[str, Part]) -> None:
-        """Put a tap's solved linears, all shards' rows of them, into the block in hand."""
-        for name in self._taps[tap].linears:
-            self._install_parts(name, [part[name] for part in parts if name in part])
-
-    def evidence(self, name: str) -> Evidence:
-        return self._evidence[name]
+    def solve(self, tap: str) -> list[Evidence]:
+        """Solve a factorized tap with all shards; its linears, in their order, are in the block in hand then."""
+        solved = self._solving.solve(tap)
+        for name, (compressed, _) in solved.items():
+            self._install(name, compressed)
+        return [evidence for _, evidence in solved.values()]
 
     # A block in training: pass_reference, begin, prepare, walk (many times), finish.
 
@@ -301,61 +243,31 @@ class Shard:
 
     def _put(self, key: str, tensors: dict[str, Tensor], headers: dict[str, dict[str, Any]]) -> Published:
         data = write_block(tensors, headers)
-        self._store.put_bytes(key, data)
+        try:
+            self._store.put_bytes(key, data)
+        except StoreError:
+            if not self._holds(key, data):
+                raise
         return Published(hashlib.sha256(data).hexdigest(), len(data), tuple(sorted(tensors)), headers)
+
+    def _holds(self, key: str, data: bytes) -> bool:
+        """Whether a shard that was lost before it could say so has written the very same object."""
+        try:
+            return self._store.get_bytes(key) == data
+        except StoreError:
+            return False
 
     def _install(self, name: str, compressed: CompressedLinear) -> None:
         self._compressed[name] = compressed
         self._weight(name).copy_(compressed.dequantize())
 
-    def _part(self, name: str, rows: range, solved: SolvedRows, data: TapData) -> Part:
-        weight_RI = self._weight(name)[rows.start : rows.stop]
-        return Part(solved, tuple(tile_errors(weight_RI, solved.compressed, data.gram, self._config.row_tile)))
-
-    def _install_parts(self, name: str, parts: Sequence[Part]) -> None:
-        compressed = concatenate([part.solved.compressed for part in parts])
-        errors = [pair for part in parts for pair in part.errors]
-        error, reference = sum(pair[0] for pair in errors), sum(pair[1] for pair in errors)
-        self._evidence[name] = Evidence(
-            shape=compressed.shape,
-            stored_bits=compressed.stored_bits(),
-            relative_error=error / reference if reference else 0.0,
-            outlier_fraction=compressed.outlier_fraction,
-            num_constant_groups=sum(part.solved.num_constant_groups for part in parts),
-        )
-        self._install(name, compressed)
-
-    def _solver(self, tap: str, data: TapData) -> RowSolver:
-        if tap not in self._solvers:
-            weights = [
-                # A fresh tensor, so that tiles lie alike in memory on every fleet.
-                self._weight(name)[rows.start : rows.stop].to(torch.float32, copy=True)
-                for name, rows in self._rows(tap).items()
-            ]
-            self._solvers[tap] = self._solving_method().begin(weights, data.factor, self._config.row_tile)
-        return self._solvers[tap]
-
     def _require_finite(self, finite: bool) -> None:
         if not finite:
             raise NumericalError(f"{self._skeleton.block_name(self._block_index)}: an activation is not finite")
-
-    def _solving_method(self) -> Method:
-        assert not isinstance(self._method, BlockMethod)
-        return self._method
 
     def _training_method(self) -> BlockMethod:
         assert isinstance(self._method, BlockMethod)
         return self._method
 
-    def _rows(self, tap: str) -> dict[str, range]:
-        num_rows = {name: len(self._weight(name)) for name in self._taps[tap].linears}
-        return rows_of(num_rows, self._config.row_tile, self._num_shards, self._index)
-
-    def _silent(self, tap: Tap) -> Gram:
-        return Gram.zeros(self._weight(tap.linears[0]).shape[1], self._device)
-
     def _weight(self, name: str) -> Tensor:
         return self._block.get_parameter(f"{name}.weight").data
-
-    def _full_name(self, name: str) -> str:
-        return f"{self._skeleton.block_name(self._block_index)}.{name}"

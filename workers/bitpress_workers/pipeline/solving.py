@@ -57,30 +57,24 @@ class TapSolver:
 
     def solve(self, index: int) -> Solved:
         solved = Solved()
+        self.fleet.get(self.fleet.all(Shard.begin_solving))
         for stage in self._stages(index):
-            grams = self.fleet.all(Shard.collect, [tap.name for tap in stage])
+            of_shards: list[dict[str, TapFacts]] = self.fleet.get(
+                self.fleet.all(Shard.factorize, [tap.name for tap in stage])
+            )
+            facts = {name: found for of_shard in of_shards for name, found in of_shard.items()}
             for tap in stage:
-                data = self.fleet.on(0, Shard.factor, tap.name, *grams)
-                facts = self.fleet.get([self.fleet.on(0, Shard.facts, data)])[0]
-                solved.ledger += self._deviations(index, tap, facts)
-                for linear, constant_groups in self._solve(index, tap, data, facts, len(solved.linears)):
+                solved.ledger += self._deviations(index, tap, facts[tap.name])
+                for linear, constant_groups in self._solve(index, tap, facts[tap.name], len(solved.linears)):
                     solved.linears.append(linear)
                     solved.ledger += _constant_groups(index, linear.name, constant_groups)
         return solved
 
-    def _solve(
-        self, index: int, tap: Tap, data: Ref, facts: TapFacts, linears_done: int
-    ) -> list[tuple[LinearReport, int]]:
+    def _solve(self, index: int, tap: Tap, facts: TapFacts, linears_done: int) -> list[tuple[LinearReport, int]]:
         """Solve a tap's linears on all shards. Returns their reports and numbers of constant groups."""
         started = time.monotonic()
         self.meter.linear(index, ", ".join(tap.linears), linears_done / len(self.plan.blocks[index].linears))
-        agreed: Ref = None
-        for _ in range(self.method.survey_rounds):
-            surveys = self.fleet.all(Shard.survey, tap.name, data, agreed)
-            agreed = self.fleet.on(0, Shard.agree, tap.name, agreed, *surveys)
-        parts = self.fleet.all(Shard.solve, tap.name, data, agreed)
-        self.fleet.get(self.fleet.all(Shard.install, tap.name, *parts))
-        evidence: list[Evidence] = self.fleet.get([self.fleet.on(0, Shard.evidence, name) for name in tap.linears])
+        evidence: list[Evidence] = self.fleet.get(self.fleet.all(Shard.solve, tap.name))[0]
         seconds = time.monotonic() - started
         num_weights = sum(prod(found.shape) for found in evidence)
         return [

@@ -1,0 +1,162 @@
+"""Solving a block's linears tap by tap, each given its Hessian: one shard's part of it.
+
+All shards run the same calls and exchange on the way. A tap belongs to one of them, its owner, in
+turn: the others' Grams go there, and the owner alone factorizes and agrees, so that shards factorize
+different taps at the same time. Then the factor goes to all shards, each solves its rows, and all
+rows go to all shards.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bitpress.errors import NumericalError
+from bitpress.formats import CompressedLinear, concatenate
+from bitpress_workers.methods.base import Agreement, Method, RowSolver, SolvedRows, Survey
+from bitpress_workers.models.family import Tap
+from bitpress_workers.models.skeleton import tap_inputs
+from bitpress_workers.numerics.hessian import Gram, GramTree, Node, reduce_tree
+from bitpress_workers.pipeline.activations import Activations
+from bitpress_workers.pipeline.evidence import Evidence, Part, TapData, TapFacts, join_evidence, tile_errors
+from bitpress_workers.pipeline.exchange import Group
+from bitpress_workers.pipeline.placement import rows_of
+
+Agreements = Mapping[str, Agreement]
+
+
+class RowSolving:
+    """The dense block in hand, whose linears are solved one tap after the other."""
+
+    def __init__(
+        self,
+        method: Method,
+        group: Group,
+        block: nn.Module,
+        block_index: int,
+        block_name: str,
+        taps: Sequence[Tap],
+        *,
+        slices: Sequence[range],
+        row_tile: int,
+    ) -> None:
+        """slices: calibration sequences of each slice. row_tile: rows of one tile."""
+        self._method, self._group, self._block = method, group, block
+        self._block_index, self._name = block_index, block_name
+        self._taps = {tap.name: tap for tap in taps}
+        self._owners = {tap.name: number % group.size for number, tap in enumerate(taps)}
+        self._slices, self._row_tile = slices, row_tile
+        self._factorized: dict[str, TapData] = {}
+
+    def factorize(self, names: Sequence[str], activations: Activations) -> dict[str, TapFacts]:
+        """Make the Hessians of some taps from the same forwards, and factorize them.
+
+        Returns what the report says of those taps that this shard owns.
+        """
+        collected = self._collect([self._taps[name] for name in names], activations)
+        gathered = {name: self._group.gather(collected.pop(name), self._owners[name]) for name in names}
+        facts = {}
+        for name in names:
+            parts = gathered.pop(name)
+            if self._owners[name] == self._group.rank:
+                self._factorized[name] = self._factor(name, parts)
+                facts[name] = self._factorized[name].facts()
+        return facts
+
+    def solve(self, name: str) -> dict[str, tuple[CompressedLinear, Evidence]]:
+        """Solve the linears of a factorized tap: all of their rows are here afterwards."""
+        data = self._group.broadcast(self._factorized.pop(name, None), self._owners[name])
+        parts = self._group.all_gather(self._solve_rows(name, data))
+        solved = {}
+        for linear in self._taps[name].linears:
+            of_linear: list[Part] = [part[linear] for part in parts if linear in part]
+            compressed = concatenate([part.solved.compressed for part in of_linear])
+            solved[linear] = (compressed, join_evidence(compressed, of_linear))
+        return solved
+
+    def _collect(self, taps: Sequence[Tap], activations: Activations) -> dict[str, dict[Node, Gram]]:
+        """Run the block over this shard's slices; returns, by tap, Grams of the maximal subtrees of slices."""
+        trees = {tap.name: GramTree() for tap in taps}
+        for slice_index, batches in activations.by_slice(self._slices).items():
+            grams: dict[str, Gram] = {}
+            for batch in batches:
+                size = activations.size(batch)
+
+                def accumulate(tap: str, x_TI: Tensor, grams: dict[str, Gram] = grams, size: int = size) -> None:
+                    gram = grams.setdefault(tap, Gram.zeros(x_TI.shape[-1], x_TI.device))
+                    gram.accumulate(x_TI, size)
+
+                with tap_inputs(self._block, taps, accumulate):
+                    activations.forward(self._block, self._block_index, batch)
+            for tap in taps:  # no token of a slice may have come to an expert
+                trees[tap.name].add(slice_index, grams.get(tap.name) or self._silent(tap))
+        return {tap: tree.nodes for tap, tree in trees.items()}
+
+    def _factor(self, tap: str, parts: Sequence[Mapping[Node, Gram]]) -> TapData:
+        """Merge all shards' Grams of a tap and factorize the Hessian."""
+        gram = reduce_tree({node: gram for part in parts for node, gram in part.items()}, len(self._slices))
+        if not gram.num_tokens:  # an expert that no token came to: no input matters more than another
+            gram = Gram(torch.eye(len(gram.xtx_II), device=gram.xtx_II.device), num_sequences=1, num_tokens=0)
+        name = f"{self._name}, tap {tap}"
+        if not bool(torch.isfinite(gram.xtx_II).all()):
+            raise NumericalError(f"{name}: an activation is not finite, or too large for float32 statistics")
+        try:
+            return TapData(gram, self._method.factor(gram))
+        except NumericalError as error:
+            raise NumericalError(f"{name}: {error.message}") from error
+
+    def _solve_rows(self, tap: str, data: TapData) -> dict[str, Part]:
+        """Solve this shard's rows of a tap's linears; a linear of which it has none is left out."""
+        rows = self._rows(tap)
+        solver = self._begin(rows, data) if rows else None
+        agreed: Agreements | None = None
+        for _ in range(self._method.survey_rounds):
+            agreed = self._agree(tap, self._survey(solver, rows, agreed), agreed)
+        if solver is None:
+            return {}
+        try:
+            solved = solver.solve(None if agreed is None else [agreed[name] for name in rows])
+        except NumericalError as error:
+            names = ", ".join(f"{self._name}.{name}" for name in rows)
+            raise NumericalError(f"{names}: {error.message}") from error
+        return {name: self._part(name, rows[name], part, data) for name, part in zip(rows, solved, strict=True)}
+
+    def _survey(
+        self, solver: RowSolver | None, rows: Mapping[str, range], agreed: Agreements | None
+    ) -> dict[str, Sequence[Survey]]:
+        if solver is None:
+            return {}
+        surveys = solver.survey(None if agreed is None else [agreed[name] for name in rows])
+        return dict(zip(rows, surveys, strict=True))
+
+    def _agree(self, tap: str, survey: Mapping[str, Sequence[Survey]], agreed: Agreements | None) -> Agreements:
+        """Merge the surveys of all shards, linear by linear."""
+        owner = self._owners[tap]
+        surveys: list[Mapping[str, Sequence[Survey]]] = self._group.gather(survey, owner)
+        merged = {
+            name: self._method.agree(
+                [found for part in surveys for found in part.get(name, ())], agreed and agreed[name]
+            )
+            for name in (self._taps[tap].linears if self._group.rank == owner else ())
+        }
+        result: Agreements = self._group.broadcast(merged, owner)
+        return result
+
+    def _begin(self, rows: Mapping[str, range], data: TapData) -> RowSolver:
+        # Fresh tensors, so that tiles lie alike in memory on every fleet.
+        weights = [self._weight(name)[of.start : of.stop].to(torch.float32, copy=True) for name, of in rows.items()]
+        return self._method.begin(weights, data.factor, self._row_tile)
+
+    def _part(self, name: str, rows: range, solved: SolvedRows, data: TapData) -> Part:
+        weight_RI = self._weight(name)[rows.start : rows.stop]
+        return Part(solved, tuple(tile_errors(weight_RI, solved.compressed, data.gram, self._row_tile)))
+
+    def _rows(self, tap: str) -> dict[str, range]:
+        num_rows = {name: len(self._weight(name)) for name in self._taps[tap].linears}
+        return rows_of(num_rows, self._row_tile, self._group.size, self._group.rank)
+
+    def _silent(self, tap: Tap) -> Gram:
+        return Gram.zeros(self._weight(tap.linears[0]).shape[1], self._group.device)
+
+    def _weight(self, name: str) -> Tensor:
+        return self._block.get_parameter(f"{name}.weight").data
