@@ -34,7 +34,7 @@ from bitpress_workers.pipeline.block_training import (
 )
 from bitpress_workers.pipeline.evidence import Evidence, TapFacts
 from bitpress_workers.pipeline.exchange import Group
-from bitpress_workers.pipeline.memory import peak_resident_bytes, return_large_tensors
+from bitpress_workers.pipeline.memory import peak_resident_bytes, pinnable_bytes, return_large_tensors
 from bitpress_workers.pipeline.restoration import Restoration, save_checkpoint
 from bitpress_workers.pipeline.row_solving import RowSolving
 
@@ -112,12 +112,15 @@ class Shard:
     # The block in hand.
 
     def load(self, block_index: int) -> None:
-        """Take a dense block from the checkpoint."""
+        """Take a dense block from the checkpoint; the next one is read while this one is worked on."""
         self._block = nn.Module()  # let go of the last block before the next one is read
         self._block_index = block_index
         self._compressed = {}
         self._taps = {tap.name: tap for tap in self._skeleton.taps(block_index)}
         self._block = self._skeleton.load_block(block_index)
+        if block_index + 1 < self._skeleton.num_blocks:
+            pinnable = pinnable_bytes() if self._device.type == "cuda" else 0
+            self._skeleton.prefetch_block(block_index + 1, pinnable)
 
     def fingerprint(self) -> str:
         """Return the sha256 of the block in hand, as it was loaded."""
