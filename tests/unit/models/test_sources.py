@@ -15,7 +15,7 @@ from obstore.store import from_url
 from safetensors.torch import load_file, save_file
 from small_models import build
 
-from bitpress.errors import CheckpointError
+from bitpress.errors import CheckpointError, StoreError
 from bitpress_workers.models import checkpoint as reading
 from bitpress_workers.models.checkpoint import Checkpoint
 from bitpress_workers.models.headers import DTYPES, read_header
@@ -146,10 +146,10 @@ def test_weights_that_are_gone(place: Place) -> None:
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("s3://models/none", "there is no object below this prefix"),
-        ("s3://nowhere/none", "cannot be read: .*NoSuchBucket"),
-        ("s3://", "cannot be read: "),
-        ("s3://models/small", "there is no object below this prefix"),
+        ("s3://models/none", "s3://models/none/config.json: cannot be read: "),
+        ("s3://nowhere/none", "s3://nowhere/none/config.json: cannot be read: "),
+        ("s3://models/small", "s3://models/small/config.json: cannot be read: "),
+        ("s3://", "expected s3://bucket/prefix"),
     ],
 )
 def test_bucket_that_holds_no_checkpoint(bucket: Place, uri: str, message: str) -> None:
@@ -160,8 +160,23 @@ def test_bucket_that_holds_no_checkpoint(bucket: Place, uri: str, message: str) 
 def test_bucket_that_is_not_ours(bucket: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "guessed")
 
-    with pytest.raises(CheckpointError, match="SignatureDoesNotMatch"):
+    with pytest.raises(CheckpointError, match=r"cannot be read: .*403"):
         Checkpoint.open(bucket.uri)
+
+
+def test_a_store_that_does_not_answer_may_do_so_next_time(
+    tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "served" / "models").mkdir(parents=True)
+    place = Place("s3://models/llama")
+    with serving(tmp_path / "served", monkeypatch):
+        for file in llama.iterdir():
+            place.write(file.name, file.read_bytes())
+        checkpoint = Checkpoint.open(place.uri)
+    # nobody listens any more
+
+    with pytest.raises(StoreError, match=f"{place.uri}/{WEIGHTS}: cannot be read"):
+        checkpoint.read(["lm_head.weight"])
 
 
 def test_bucket_has_no_revisions(bucket: Place) -> None:

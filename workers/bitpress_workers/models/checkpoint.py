@@ -78,7 +78,8 @@ class Checkpoint:
     def read(self, names: Iterable[str], pinned: bool = False) -> dict[str, Tensor]:
         """Read tensors as they are stored, each into memory of its own; pinned: memory that a GPU copies from.
 
-        Raises CheckpointError when a file cannot be read or is not the one that was opened.
+        Raises CheckpointError when a file cannot be read or is not the one that was opened, StoreError when a
+        store does not answer.
         """
         tensors: dict[str, Tensor] = {}
         pieces = []

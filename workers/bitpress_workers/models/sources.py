@@ -15,12 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import obstore
-from obstore.exceptions import BaseError
+from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import from_url
 
-from bitpress.errors import CheckpointError
+from bitpress.errors import CheckpointError, StoreError
 
 COMPANIONS = re.compile(
     r"config\.json|generation_config\.json|tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json"
@@ -38,7 +39,10 @@ class File(Protocol):
     def size(self) -> int: ...
 
     def read_into(self, start: int, target: memoryview) -> None:
-        """Fill `target` with the bytes from `start` on. Raises CheckpointError, also when the file has changed."""
+        """Fill `target` with the bytes from `start` on.
+
+        Raises CheckpointError, also when the file has changed; StoreError when a store does not answer.
+        """
         ...
 
 
@@ -125,18 +129,19 @@ class BucketSource:
     """The objects right below `s3://bucket/prefix`; credentials and the endpoint come from the environment.
 
     Companions are downloaded into a directory of this object alone, which goes when it goes.
-    Raises CheckpointError when the bucket cannot be read.
+    Raises CheckpointError when there is no model or it may not be read, StoreError when the store does not answer.
     """
 
     def __init__(self, uri: str) -> None:
+        if not urlsplit(uri).netloc:
+            raise CheckpointError(f"{uri}: expected s3://bucket/prefix")
         self.uri = uri.rstrip("/")
-        with _reporting(self.uri):
+        with _reporting(f"{self.uri}/config.json"):
             self._store = from_url(self.uri)
+            obstore.head(self._store, "config.json")  # says what is wrong; a listing that fails does not
             self._objects: Mapping[str, Any] = {
                 found["path"]: found for found in obstore.list_with_delimiter(self._store)["objects"]
             }
-        if not self._objects:
-            raise CheckpointError(f"{self.uri}: there is no object below this prefix")
         self.companions = Path(tempfile.mkdtemp(prefix="bitpress-"))
         weakref.finalize(self, shutil.rmtree, self.companions, ignore_errors=True)
         for name in filter(COMPANIONS.fullmatch, self._objects):
@@ -162,8 +167,15 @@ def _changed(file: File) -> CheckpointError:
 
 @contextmanager
 def _reporting(what: object) -> Iterator[None]:
+    """Tell what is wrong with a checkpoint from a store that may answer next time."""
     try:
         yield
-    except (BaseError, OSError, ValueError) as error:
-        # Behind its first line the object store's library prints its inner error values.
-        raise CheckpointError(f"{what}: cannot be read: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, PermissionDeniedError, UnauthenticatedError) as error:
+        raise CheckpointError(f"{what}: cannot be read: {_first_line(error)}") from error
+    except BaseError as error:
+        raise StoreError(f"{what}: cannot be read: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    """Behind it the object store's library prints its inner error values."""
+    return str(error).splitlines()[0]
