@@ -21,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from bitpress.artifacts import ArtifactFile, Manifest, Report
 from bitpress.errors import BitpressError, NotFound, Unavailable
 from bitpress.jobs import Event, Job, JobSpec, JobState, StateEvent
+from bitpress.plans import DevicesLike, PlanReport, PlanRequest
 from bitpress.pull import OnBytes, pull
 from bitpress.transport import Transport, find_service
 
@@ -34,6 +35,7 @@ _EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 _EVENTS: TypeAdapter[tuple[Event, ...]] = TypeAdapter(tuple[Event, ...])
 _FILES = TypeAdapter(tuple[ArtifactFile, ...])
 _REPORT = TypeAdapter(Report)
+_PLAN = TypeAdapter(PlanReport)
 
 
 class Client:
@@ -67,6 +69,15 @@ class Client:
         headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
         body = spec.model_dump(mode="json")
         return _job(_json(self._transport.request("POST", "/v1/jobs", json=body, headers=headers)))
+
+    def plan(self, spec: JobSpec, devices_like: DevicesLike | None = None) -> PlanReport:
+        """What a job would need and cost, on the service's devices or on others.
+
+        Raises what the job would end with, such as OutOfMemory, CheckpointError or UnsupportedModel;
+        Unavailable when no dispatcher is there to make the plan.
+        """
+        body = PlanRequest.of(spec, devices_like).model_dump(mode="json")
+        return _read(_PLAN, _json(self._transport.request("POST", "/v1/plans", json=body)))
 
     def get(self, job_id: str) -> Job:
         return _job(_json(self._transport.request("GET", _path(job_id))))

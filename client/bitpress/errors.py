@@ -8,18 +8,19 @@ BitpressError
 ├── Conflict            conflict             409
 ├── TooManyJobs         too-many-jobs        429  retryable, after Retry-After
 ├── Unavailable         unavailable          503  retryable: Redis, the object store or the service is down
-├── UnsupportedModel    unsupported-model         not a decoder that Bitpress knows
-├── CheckpointError     bad-checkpoint            files missing, tensors missing, values that are not finite
+├── UnsupportedModel    unsupported-model    422  not a decoder that Bitpress knows
+├── CheckpointError     bad-checkpoint       422  files missing, tensors missing, values that are not finite
 ├── CalibrationError    bad-calibration           a text that cannot be read or is too short
 ├── NumericalError      numerical-failure         a Hessian that cannot be factorized, an activation that is not finite
-├── OutOfMemory         out-of-memory             the plan does not fit, or a device ran out
+├── OutOfMemory         out-of-memory        422  the plan does not fit, or a device ran out
 ├── Cancelled           cancelled                 the user asked the job to stop
 ├── WorkerLost          worker-lost               retryable: a device, a host or the driver died
 ├── StoreError          store-failure             retryable: an object could not be written or read
 └── ArtifactError       bad-artifact              an artifact that is incomplete or was changed
 
 `code` is stable and may be matched on; messages are for people and may change.
-Errors without an HTTP status happen inside a job and reach the user as its `Failure`.
+Errors without an HTTP status happen inside a job and reach the user as its `Failure`; those of 422 that
+are not about the spec itself are answers to a plan as well.
 """
 
 from collections.abc import Mapping, Sequence
@@ -85,10 +86,12 @@ class Unavailable(BitpressError):
 
 class UnsupportedModel(BitpressError):
     code = "unsupported-model"
+    status = 422
 
 
 class CheckpointError(BitpressError):
     code = "bad-checkpoint"
+    status = 422
 
 
 class CalibrationError(BitpressError):
@@ -101,6 +104,7 @@ class NumericalError(BitpressError):
 
 class OutOfMemory(BitpressError):
     code = "out-of-memory"
+    status = 422
 
 
 class Cancelled(BitpressError):

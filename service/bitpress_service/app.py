@@ -12,6 +12,7 @@ from bitpress_service.middleware import BodyLimit, RequestId
 from bitpress_service.routes import artifacts as artifact_routes
 from bitpress_service.routes import events, system
 from bitpress_service.routes import jobs as job_routes
+from bitpress_service.routes import plans as plan_routes
 from bitpress_service.settings import Settings
 
 
@@ -27,6 +28,6 @@ def create_app(settings: Settings, jobs: JobStore, artifacts: ArtifactStore, key
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestId)
-    for router in (job_routes.router, events.router, artifact_routes.router, system.router):
+    for router in (job_routes.router, events.router, artifact_routes.router, plan_routes.router, system.router):
         app.include_router(router)
     return app

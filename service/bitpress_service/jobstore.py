@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 
 from bitpress.errors import BitpressError
 from bitpress.jobs import Event, Failure, Job, JobPage, JobSpec, JobState, Progress
+from bitpress.plans import PlanAnswer, PlanRequest
 
 Outcome = Literal["succeeded", "failed", "cancelled"]
 
@@ -45,6 +46,14 @@ class BlockRecord:
     relative_error: float
     sidecar_key: str
     sidecar_sha256: str
+
+
+@dataclass(frozen=True)
+class PlanOrder:
+    """A plan that is asked for."""
+
+    id: str
+    request: PlanRequest
 
 
 class LeaseStatus(StrEnum):
@@ -151,6 +160,25 @@ class JobStore(Protocol):
 
     async def files(self, job_id: str) -> dict[str, str]:
         """The artifact: file name to object key. Empty until the job has succeeded."""
+        ...
+
+    async def ask_plan(self, request: PlanRequest, keep_seconds: float) -> str:
+        """Queue a plan to be made, which is forgotten after `keep_seconds`; returns its id.
+
+        The same request again is the same plan, while it is kept.
+        """
+        ...
+
+    async def claim_plan(self) -> PlanOrder | None:
+        """Take the oldest plan that is asked for. One whose claimer is lost is asked for again, not claimed again."""
+        ...
+
+    async def answer_plan(self, plan_id: str, answer: PlanAnswer) -> None:
+        """Answer a plan, for those who wait now; who asks later has it made anew."""
+        ...
+
+    async def plan_answer(self, plan_id: str, wait_seconds: float) -> PlanAnswer | None:
+        """The answer, waited for at most `wait_seconds`; None when there is none."""
         ...
 
     async def ping(self) -> None:

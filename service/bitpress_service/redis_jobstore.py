@@ -21,7 +21,8 @@ from redis.asyncio import Redis
 
 from bitpress.errors import Conflict, NotFound, Unavailable
 from bitpress.jobs import Event, Failure, Job, JobPage, JobSpec, JobState, Progress, canonical_json
-from bitpress_service.jobstore import BlockRecord, Claim, Fenced, LeaseStatus, Outcome
+from bitpress.plans import PlanAnswer, PlanRequest
+from bitpress_service.jobstore import BlockRecord, Claim, Fenced, LeaseStatus, Outcome, PlanOrder
 from bitpress_service.redis_client import PREFIX, connect, reporting_unavailable
 
 IDEMPOTENCY_SECONDS = 24 * 3600
@@ -30,7 +31,13 @@ IDEMPOTENCY_SECONDS = 24 * 3600
 _POLL_SECONDS = 0.2
 
 _LUA = Path(__file__).parent / "lua"
-_SCRIPTS = ("create", "list", "cancel", "claim", "renew", "record", "finish", "release", "reap")
+_SCRIPTS = (
+    "create", "list", "cancel", "claim", "renew", "record", "finish", "release", "reap", "ask_plan", "claim_plan",
+    "answer_plan",
+)  # fmt: skip
+_ANSWER_SECONDS = (
+    5.0  # a plan's answer is there for all who wait, and for one who repeats a request whose reply was lost
+)
 _EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
@@ -156,6 +163,29 @@ class RedisJobStore:
         with reporting_unavailable():
             files = await self._client.hget(f"{PREFIX}job:{job_id}", "files")
         return dict(json.loads(files)) if files else {}
+
+    async def ask_plan(self, request: PlanRequest, keep_seconds: float) -> str:
+        body = request.model_dump_json()
+        plan_id = _sha256(body)
+        await self._run("ask_plan", plan_id, body, _milliseconds(keep_seconds))
+        return plan_id
+
+    async def claim_plan(self) -> PlanOrder | None:
+        reply = await self._run("claim_plan")
+        return PlanOrder(reply[0], PlanRequest.model_validate_json(reply[1])) if reply else None
+
+    async def answer_plan(self, plan_id: str, answer: PlanAnswer) -> None:
+        await self._run("answer_plan", plan_id, answer.model_dump_json(), _milliseconds(_ANSWER_SECONDS))
+
+    async def plan_answer(self, plan_id: str, wait_seconds: float) -> PlanAnswer | None:
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + wait_seconds
+        with reporting_unavailable():
+            while not (answer := await self._client.hget(f"{PREFIX}plan:{plan_id}", "answer")):
+                if (left := deadline - clock()) <= 0:
+                    return None
+                await asyncio.sleep(min(left, _POLL_SECONDS))
+        return PlanAnswer.model_validate_json(answer)
 
     async def ping(self) -> None:
         with reporting_unavailable():

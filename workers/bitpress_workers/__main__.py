@@ -97,6 +97,18 @@ def drive() -> None:
     raise typer.Exit(driver_main())
 
 
+@app.command(hidden=True)
+def plan(
+    ray_address: Annotated[str, typer.Option(help="a cluster's address; local: this host alone")] = "local",
+) -> None:
+    """Make a plan: a request on standard input, its answer on standard output."""
+    from bitpress_workers.planner import main as planner_main
+
+    settings = _settings()
+    settings.make_state_dir()
+    raise typer.Exit(planner_main(ray_address, settings.state_dir / "rates.json"))
+
+
 @app.command("demo-model")
 def demo_model(
     directory: Path,

@@ -12,17 +12,19 @@ import signal
 import socket
 import sys
 import tempfile
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import DEVNULL, PIPE, Process
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bitpress.errors import Cancelled, StoreError, Unavailable
+from bitpress.errors import BitpressError, Cancelled, StoreError, Unavailable
+from bitpress.plans import PlanAnswer, PlanRequest
 from bitpress_service.jobstore import Claim, Fenced, JobStore, LeaseStatus
 from bitpress_workers.driver import RESULT, Order, Result
 from bitpress_workers.failure import crash, judge
 
 log = logging.getLogger(__name__)
 
+PLAN_SECONDS = 100.0  # the longest that a plan may take; whoever waits for it gives up later
 CANCEL_GRACE_SECONDS = 60.0  # a driver notices a cancel before its next linear; past this it is killed
 LAST_WORDS = 2000
 LONGEST_BASE = 12
@@ -45,6 +47,13 @@ class Dispatcher:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set; the job in hand is then given back, its published blocks kept."""
         _sweep_scratch()
+        plans = asyncio.create_task(self._answer_plans(stop))  # a job may take hours
+        try:
+            await self._run_jobs(stop)
+        finally:
+            await plans
+
+    async def _run_jobs(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
             try:
                 await self.store.reap()
@@ -58,6 +67,34 @@ class Dispatcher:
                 await _sleep(self.poll_seconds * 4, stop)
             except Fenced as error:
                 log.warning("%s", error)
+
+    async def _answer_plans(self, stop: asyncio.Event) -> None:
+        """Make one plan after the other, each by a process of its own."""
+        while not stop.is_set():
+            try:
+                order = await self.store.claim_plan()
+                if order is None:
+                    await _sleep(self.poll_seconds, stop)
+                else:
+                    await self.store.answer_plan(order.id, await self._plan(order.request))
+            except Unavailable as error:
+                log.warning("no plans are made: %s", error)
+                await _sleep(self.poll_seconds * 4, stop)
+
+    async def _plan(self, request: PlanRequest) -> PlanAnswer:
+        planner = await asyncio.create_subprocess_exec(
+            sys.executable, "-P", "-m", "bitpress_workers", "plan", "--ray-address", self.ray_address,
+            stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        try:
+            output, _ = await asyncio.wait_for(planner.communicate(request.model_dump_json().encode()), PLAN_SECONDS)
+        except TimeoutError:
+            return PlanAnswer.refusal(Unavailable(f"the plan was not made within {PLAN_SECONDS:.0f} s"))
+        finally:
+            await _kill(planner)
+        if planner.returncode:
+            return PlanAnswer.refusal(BitpressError(f"the planner ended with exit code {planner.returncode}"))
+        return PlanAnswer.model_validate_json(output)
 
     async def _attempt(self, claim: Claim, stop: asyncio.Event) -> None:
         job = claim.job
@@ -196,10 +233,10 @@ def _sweep_scratch() -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-async def _kill(driver: Process) -> None:
-    if driver.returncode is None:
-        os.killpg(driver.pid, signal.SIGKILL)
-    await driver.wait()
+async def _kill(process: Process) -> None:
+    if process.returncode is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
 
 
 async def _sleep(seconds: float, stop: asyncio.Event) -> None:

@@ -32,9 +32,14 @@ def demo_model(context: typer.Context) -> None:
     _become_worker("demo-model", context.args)
 
 
-def _become_worker(command: str, arguments: list[str]) -> None:
+def require_workers(command: str) -> None:
+    """Leave, saying what to install, where the part of Bitpress that computes is not there."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         say(f"`bitpress {command}` needs {' and '.join(missing)}: pip install 'bitpress[local]'")
         raise typer.Exit(USAGE)
+
+
+def _become_worker(command: str, arguments: list[str]) -> None:
+    require_workers(command)
     os.execv(sys.executable, [sys.executable, "-P", "-m", "bitpress_workers", command, *arguments])  # noqa: S606 - no shell wanted

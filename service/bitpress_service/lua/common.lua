@@ -12,11 +12,15 @@
 --   jobs:<tenant>           zset    ids of a tenant; ids sort by creation
 --   jobs:<tenant>:<state>   zset    the same by state
 --   idempotency:<tenant>:<sha256 of the key>   string  '<id> <fingerprint of the request>'
+--   plans                   list    ids of plans that are asked for, oldest first
+--   plan:<id>               hash    request, later answer (JSON); expires, so an id in the list may have none
 
 local prefix = KEYS[1]
 local queue, delayed, leases = prefix .. 'queue', prefix .. 'delayed', prefix .. 'leases'
 
 local function job_key(id) return prefix .. 'job:' .. id end
+
+local function plan_key(id) return prefix .. 'plan:' .. id end
 
 -- Lua prints large numbers as 1.7e+12.
 local function integer(number) return string.format('%.0f', number) end

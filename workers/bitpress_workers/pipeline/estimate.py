@@ -1,58 +1,200 @@
-"""How much memory a job will take, before anything is loaded: float32 throughout, from above."""
+"""How much memory a job will take, before anything is loaded: the largest of its moments.
 
+Each moment is what one shard holds then, read off the code of `Shard`. Shards are taken for processes
+of their own, as on Ray; in one process they share what has no shard's name here.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 from math import prod
 
 from bitpress.jobs import JobSpec
 from bitpress_workers.methods.base import Method
 from bitpress_workers.methods.block_base import BlockMethod
-from bitpress_workers.pipeline.placement import micro_batch_size
+from bitpress_workers.pipeline.placement import NUM_SLICES, micro_batch_size
 from bitpress_workers.pipeline.sizes import BlockSizes, ModelSizes
 
 DOCUMENT_TOKENS = 2048  # of the longest document that PTQ1.61's adapter is trained on (published)
-BASE_BYTES = 700 * 2**20  # a process with torch and transformers imported
+BASE_BYTES = 560 * 2**20  # a process with torch and transformers imported
+KERNEL_BYTES = 140 * 2**20  # compiled loops and their compiler, on CPUs
+
+# Float32 copies while rows are solved, packed and compared, of all rows of a tap and of its largest linear: measured.
+COPIES = {"rtn": (1.0, 5.0), "gptq": (2.5, 5.0), "spqr": (3.0, 6.0), "septq": (3.5, 6.0)}
 
 
-def peak_bytes(
-    spec: JobSpec, method: Method | BlockMethod, sizes: ModelSizes, num_windows: int, kind: str, num_shards: int
-) -> int:
-    """Bytes for the whole host (CPU) or one device: the largest moment of each phase, all held at once."""
-    calibration, evaluation = spec.calibration, spec.evaluation
-    calibrated = calibration.num_sequences * calibration.sequence_length
-    evaluated = 2 * num_windows * evaluation.sequence_length  # dense and compressed
-    activations = 4 * 2 * max(calibrated, evaluated) * sizes.hidden_size
-    block_weights = max(block.num_weights for block in sizes.blocks)
-    if isinstance(method, BlockMethod):
-        activations *= 2  # two streams, and the dense block's outputs for one of them
-        compressing, solve = _training_bytes(block_weights, sizes, calibration.sequence_length), 0
-    else:
-        compressing = max(_gram_bytes(method, block) for block in sizes.blocks)
-        solve = max(_solving_bytes(block) for block in sizes.blocks)
-    micro_batch = micro_batch_size(calibration.sequence_length) * calibration.sequence_length
-    forward = 4 * 8 * micro_batch * _widest(sizes)
-    logits = 4 * 3 * evaluation.sequence_length * sizes.vocab_size if num_windows else 0
-    per_shard = 4 * (2 * block_weights + sizes.outer_weights) + compressing + max(forward, logits)
-    preprocessing = getattr(spec.method, "preprocessing", None)
-    restoring = _restoring_bytes(sizes, preprocessing.rank) if preprocessing else 0
-    if kind == "cpu":
-        return num_shards * (BASE_BYTES + per_shard) + max(activations + solve, restoring)
-    return BASE_BYTES + max(per_shard + activations // num_shards + solve, restoring)
+@dataclass(frozen=True)
+class Memory:
+    """Largest bytes of a host that holds all shards and of one accelerator (0 on CPUs), and when that is."""
+
+    host_bytes: int
+    device_bytes: int
+    moment: str
 
 
-def _widest(sizes: ModelSizes) -> int:
-    return max(max(shape) for block in sizes.blocks for shape in block.linears.values())
+@dataclass(frozen=True)
+class Moment:
+    """What all shards of a host (on CPUs) or one device hold at once, while `block` is in hand (None: no block)."""
+
+    name: str
+    block: int | None
+    bytes: int
 
 
-def _gram_bytes(method: Method, block: BlockSizes) -> int:
-    """The Hessians open at once, each twice while slices merge, and what one factorization takes."""
-    widths = [[block.linears[tap.linears[0]][1] for tap in stage] for stage in block.stages]
-    squares = [sum(width**2 for width in stage) for stage in widths]
-    open_taps = sum(squares) if method.propagation == "block" else max(squares)
-    return 4 * (2 * open_taps + 3 * max(max(stage) for stage in widths) ** 2)
+@dataclass(frozen=True)
+class Estimate:
+    """What one job's moments are computed from; num_windows: how many are evaluated, of all datasets."""
+
+    spec: JobSpec
+    method: Method | BlockMethod
+    sizes: ModelSizes
+    num_windows: int
+    kind: str
+    num_shards: int
+
+    def memory(self) -> Memory:
+        """The largest moment of all."""
+        largest = max(self.moments(), key=lambda moment: moment.bytes)
+        name = largest.name if largest.block is None else f"{largest.name}, block {largest.block}"
+        if self.kind == "cpu":
+            return Memory(largest.bytes, 0, name)
+        stored = max(block.stored_bytes for block in self.sizes.blocks)
+        outer = sum(tensor.bytes for tensor in self.sizes.outer.values())
+        host = self.num_shards * (BASE_BYTES + 3 * max(stored, outer))  # one more block is read ahead
+        return Memory(host, largest.bytes, name)
+
+    def moments(self) -> Iterator[Moment]:
+        """All moments of each block that is not shaped like the one before it, and those of the whole model."""
+        calibration, evaluation = (self._standing(calibrating=calibrating) for calibrating in (True, False))
+        for index, block in enumerate(self.sizes.blocks):
+            if index and block.shape == self.sizes.blocks[index - 1].shape:
+                continue
+            weights = self.width * block.num_weights
+            yield Moment("reading", index, calibration + self._each(max(weights, 2 * block.stored_bytes)))
+            for name, by_shard in self._compressing(block):
+                held = sum(by_shard) if self.kind == "cpu" else max(by_shard)
+                yield Moment(name, index, calibration + self._each(weights) + held)
+            if self.num_windows:
+                yield Moment("evaluation", index, evaluation + self._each(weights + self._installing(block)))
+        if self.num_windows:
+            logits = 3 * 4 * self.spec.evaluation.sequence_length * self.sizes.vocab_size
+            yield Moment("logits", None, evaluation + self._each(logits))
+        if preprocessing := getattr(self.spec.method, "preprocessing", None):
+            base = BASE_BYTES if self.kind == "cpu" else 0
+            yield Moment("restoring", None, base + _restoring_bytes(self.sizes, preprocessing.rank))
+
+    def _standing(self, *, calibrating: bool) -> int:
+        """What is there all the time: processes, weights outside the blocks, a block read ahead, activations."""
+        in_each = self.width * self.sizes.outer_weights
+        if self.kind == "cpu":
+            ahead = max((block.stored_bytes for block in self.sizes.blocks[1:]), default=0)
+            in_each += BASE_BYTES + ahead + KERNEL_BYTES * (self._solved_with > 1)
+        return self._all(self._activations(calibrating=calibrating), in_each)
+
+    @property
+    def width(self) -> int:
+        """Bytes of a weight and of an activation in memory."""
+        if self.kind == "cpu" or isinstance(self.method, BlockMethod):
+            return 4
+        first = self.sizes.blocks[0]
+        return first.stored_bytes // first.num_weights
+
+    def _compressing(self, block: BlockSizes) -> Iterator[tuple[str, list[int]]]:
+        """Moments with what each shard has beyond the block."""
+        method, shards = self.method, range(self.num_shards)
+        if isinstance(method, BlockMethod):
+            length = self.spec.calibration.sequence_length
+            yield "training", [_training_bytes(block.num_weights, self.sizes, length) for _ in shards]
+            return
+        owners = {tap.name: number % self.num_shards for number, tap in enumerate(block.taps)}
+        for stage in [block.taps] if method.propagation == "block" else block.stages:
+            squares = {tap.name: 4 * block.linears[tap.linears[0]][1] ** 2 for tap in stage}
+            owned = [[squares[tap.name] for tap in stage if owners[tap.name] == shard] for shard in shards]
+            yield "Hessians", [self._grams(list(squares.values())) + self._forward(block) for _ in shards]
+            yield "factors", [self._factors(of_shard) for of_shard in owned]
+            for tap in stage:
+                rows = self._solving({name: 4 * prod(block.linears[name]) for name in tap.linears})
+                solving = rows + self._solved_with * squares[tap.name]
+                owned[owners[tap.name]].remove(squares[tap.name])
+                yield f"solving {tap.name}", [self._solved_with * sum(of_shard) + solving for of_shard in owned]
+
+    @property
+    def _solved_with(self) -> int:
+        """Matrices of a tap while it is solved: its Gram, and the factor where the method looks at one."""
+        return 2 if hasattr(self.spec.method, "damping") else 1
+
+    def _factors(self, squares: list[int]) -> int:
+        """Of the taps that a shard owns: all shards' Grams come to it and are merged, a factor takes two matrices."""
+        nodes = self.num_shards * _nodes(self._slices())
+        merged = 1 if nodes > 1 else 0
+        taken = [
+            self._solved_with * sum(squares[:index])
+            + nodes * sum(squares[index:])
+            + (merged + 2 * (self._solved_with - 1)) * square
+            for index, square in enumerate(squares)
+        ]
+        return max(taken, default=0)
+
+    def _solving(self, rows: dict[str, int]) -> int:
+        method = self.spec.method
+        all_rows = sum(rows.values()) // self.num_shards
+        largest = min(max(rows.values()), all_rows)
+        of_all, of_largest = COPIES[method.kind]
+        return int(of_all * all_rows + of_largest * largest)
+
+    def _installing(self, block: BlockSizes) -> int:
+        """A published file twice, as bytes and tensors, and its largest linear three times, or a forward."""
+        largest = max(prod(shape) for shape in block.linears.values())
+        return max(block.num_weights + 3 * 4 * largest, self._forward(block))
+
+    def _grams(self, squares: list[int]) -> int:
+        """Each tap's tree when its last slice is merged, one tap after the other."""
+        before, merging, after = _last_slice(self._slices())
+        return max(
+            after * sum(squares[:index]) + merging * square + before * sum(squares[index + 1 :])
+            for index, square in enumerate(squares)
+        )
+
+    def _slices(self) -> int:
+        """Of the shard that has most."""
+        return -(-min(NUM_SLICES, self.spec.calibration.num_sequences) // self.num_shards)
+
+    def _forward(self, block: BlockSizes) -> int:
+        calibration = self.spec.calibration
+        sequences = min(micro_batch_size(calibration.sequence_length), -(-calibration.num_sequences // NUM_SLICES))
+        tokens = sequences * calibration.sequence_length
+        widest = max(max(shape) for shape in block.linears.values())
+        return self.width * 8 * tokens * widest
+
+    def _activations(self, *, calibrating: bool) -> int:
+        """Of all shards together."""
+        calibration, evaluation = self.spec.calibration, self.spec.evaluation
+        if calibrating:
+            streams = 3 if isinstance(self.method, BlockMethod) else 1
+            tokens = streams * calibration.num_sequences * calibration.sequence_length
+        else:
+            tokens = 2 * self.num_windows * evaluation.sequence_length
+        return self.width * tokens * self.sizes.hidden_size
+
+    def _all(self, shared_out: int, in_each: int) -> int:
+        """Bytes of the host, or of one device, that has a shard of what is shared out."""
+        return shared_out + self._each(in_each) if self.kind == "cpu" else shared_out // self.num_shards + in_each
+
+    def _each(self, in_each: int) -> int:
+        return self.num_shards * in_each if self.kind == "cpu" else in_each
 
 
-def _solving_bytes(block: BlockSizes) -> int:
-    """The weights of a tap being solved, and what goes with them."""
-    return 4 * 6 * max(sum(prod(block.linears[name]) for name in tap.linears) for tap in block.taps)
+def _nodes(num_slices: int) -> int:
+    """Grams of one tap that a holder of the first slices is left with; see `hessian.GramTree`."""
+    return num_slices.bit_count()
+
+
+def _last_slice(num_slices: int) -> tuple[int, int, int]:
+    """Grams of one tap when its last slice is gathered, at most while that is merged, and thereafter.
+
+    The slice's own Gram stays until all taps are through.
+    """
+    before = _nodes(num_slices - 1) + 1
+    return before, before if num_slices % 2 else before + 1, _nodes(num_slices) + (num_slices % 2 == 0)
 
 
 def _training_bytes(num_weights: int, sizes: ModelSizes, sequence_length: int) -> int:
@@ -67,3 +209,7 @@ def _restoring_bytes(sizes: ModelSizes, rank: int) -> int:
     adapters = 4 * rank * sum(sum(shape) for block in sizes.blocks for shape in block.linears.values())
     tokens = DOCUMENT_TOKENS * (len(sizes.blocks) * sizes.hidden_size + 4 * sizes.vocab_size)
     return 4 * (whole + adapters + tokens) + _training_bytes(0, sizes, DOCUMENT_TOKENS)
+
+
+def _widest(sizes: ModelSizes) -> int:
+    return max(max(shape) for block in sizes.blocks for shape in block.linears.values())

@@ -1,6 +1,7 @@
 """What a job will do and need, from its spec, the config and the tensors' shapes alone; nothing is loaded."""
 
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -8,7 +9,7 @@ from bitpress.errors import InvalidJob, OutOfMemory
 from bitpress.jobs import JobSpec
 from bitpress_workers.methods.base import Method
 from bitpress_workers.methods.block_base import BlockMethod
-from bitpress_workers.pipeline.estimate import peak_bytes
+from bitpress_workers.pipeline.estimate import Estimate, Memory
 from bitpress_workers.pipeline.memory import available_host_bytes
 from bitpress_workers.pipeline.placement import NUM_SLICES, cut, micro_batch_size
 from bitpress_workers.pipeline.sizes import BlockSizes, ModelSizes
@@ -18,11 +19,15 @@ ROW_TILE = {"cpu": 64, "cuda": 1024}  # rows of one GEMM: small enough to share 
 
 @dataclass(frozen=True)
 class Devices:
-    """The devices a fleet may use: how many, of which kind, and the memory of each (of the host for CPU cores)."""
+    """The devices a fleet may use: how many, of which kind, and the memory of each (of the host for CPU cores).
+
+    host_bytes: memory of the host beside accelerators; None: not known, and so no limit.
+    """
 
     kind: Literal["cpu", "cuda"]
     count: int
     memory_bytes: int
+    host_bytes: int | None = None
 
     @classmethod
     def of_host_cores(cls) -> Self:
@@ -31,10 +36,10 @@ class Devices:
 
 @dataclass(frozen=True)
 class Plan:
-    """Fixed by the job, but for `num_shards` and `peak_bytes`: the same on every fleet, so that bits are.
+    """Fixed by the job, but for `num_shards` and `memory`: the same on every fleet, so that bits are.
 
     slices: calibration sequences of each slice. micro_batch: sequences of one forward.
-    row_tile: rows of one tile. peak_bytes: estimate for the whole host (CPU) or one device.
+    row_tile: rows of one tile.
     """
 
     num_shards: int
@@ -42,7 +47,12 @@ class Plan:
     micro_batch: int
     row_tile: int
     blocks: tuple[BlockSizes, ...]
-    peak_bytes: int
+    memory: Memory
+
+    @property
+    def peak_bytes(self) -> int:
+        """Estimate for one accelerator, for the whole host where there is none."""
+        return self.memory.device_bytes or self.memory.host_bytes
 
 
 def make_plan(
@@ -51,28 +61,81 @@ def make_plan(
     """Plan a job; num_windows: how many are evaluated, of all datasets.
 
     Raises InvalidJob when more accelerators are asked for than there are, OutOfMemory when the
-    estimate does not fit, with both numbers.
+    estimate does not fit, with both numbers and the smallest change of the spec that does.
     """
     num_shards = spec.devices or devices.count
     if devices.kind != "cpu" and num_shards > devices.count:
         raise InvalidJob(f"the job asks for {num_shards} devices; there are {devices.count}")
     calibration, tile = spec.calibration, ROW_TILE[devices.kind]
     one_by_one = isinstance(method, BlockMethod)  # a training step sees one sequence
-    plan = Plan(
+    memory = Estimate(spec, method, sizes, num_windows, devices.kind, num_shards).memory()
+    if excess := _excess(memory, devices):
+        change = _smallest_change(spec, method, sizes, num_windows, devices)
+        raise OutOfMemory(f"the job needs about {excess} ({memory.moment}); {change}")
+    return Plan(
         num_shards=num_shards,
         slices=cut(calibration.num_sequences, NUM_SLICES),
         micro_batch=1 if one_by_one else micro_batch_size(calibration.sequence_length),
         row_tile=tile if isinstance(method, BlockMethod) else method.row_tile(tile),
         blocks=sizes.blocks,
-        peak_bytes=peak_bytes(spec, method, sizes, num_windows, devices.kind, num_shards),
+        memory=memory,
     )
-    if plan.peak_bytes > devices.memory_bytes:
-        where = "this host" if devices.kind == "cpu" else "a device"
-        raise OutOfMemory(
-            f"the job needs about {_gib(plan.peak_bytes)} on {where}, which has {_gib(devices.memory_bytes)}; "
-            "fewer calibration tokens or, on one host, fewer shards need less"
-        )
-    return plan
+
+
+def _excess(memory: Memory, devices: Devices) -> str:
+    """What does not fit, in words; empty when all does."""
+    if memory.device_bytes > devices.memory_bytes:
+        return f"{_gib(memory.device_bytes)} on a device, which has {_gib(devices.memory_bytes)}"
+    host_bytes = devices.memory_bytes if devices.kind == "cpu" else devices.host_bytes
+    if host_bytes is not None and memory.host_bytes > host_bytes:
+        return f"{_gib(memory.host_bytes)} on this host, which has {_gib(host_bytes)}"
+    return ""
+
+
+def _smallest_change(
+    spec: JobSpec, method: Method | BlockMethod, sizes: ModelSizes, num_windows: int, devices: Devices
+) -> str:
+    """Try single changes: first those that leave the result as it is, then those that cost least of it."""
+
+    def fits(changed: JobSpec, windows: int) -> bool:
+        shards = changed.devices or devices.count
+        return not _excess(Estimate(changed, method, sizes, windows, devices.kind, shards).memory(), devices)
+
+    for shards in _other_shards(spec, devices):
+        if fits(spec.model_copy(update={"devices": shards}), num_windows):
+            return f'it fits with "devices": {shards}'
+    if windows := _most(num_windows - 1, lambda windows: fits(spec, windows)):
+        return f"it fits with {windows} windows evaluated in all, not {num_windows} (evaluation.max_sequences)"
+    calibration = spec.calibration
+
+    def shorter(sequences: int) -> JobSpec:
+        return spec.model_copy(update={"calibration": calibration.model_copy(update={"num_sequences": sequences})})
+
+    if sequences := _most(calibration.num_sequences - 1, lambda number: fits(shorter(number), num_windows)):
+        return f"it fits with calibration.num_sequences {sequences}, not {calibration.num_sequences}"
+    least = min(
+        (Estimate(shorter(1), method, sizes, 0, devices.kind, shards).memory() for shards in (1, devices.count)),
+        key=lambda memory: memory.device_bytes or memory.host_bytes,
+    )
+    return (
+        f"even one sequence, without evaluation, on the best number of shards needs "
+        f"{_gib(least.device_bytes or least.host_bytes)}: it takes devices with more memory"
+    )
+
+
+def _other_shards(spec: JobSpec, devices: Devices) -> Iterator[int]:
+    """On one host fewer shards need less; accelerators share what they hold."""
+    now = spec.devices or devices.count
+    yield from range(now - 1, 0, -1) if devices.kind == "cpu" else range(now + 1, devices.count + 1)
+
+
+def _most(limit: int, fits: Callable[[int], bool]) -> int:
+    """The largest number of 1 .. limit that fits, given that less needs less; 0 when none does."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
 
 
 def _gib(num_bytes: int) -> str:

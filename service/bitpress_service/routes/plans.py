@@ -1,0 +1,26 @@
+"""Plans: what a job would need and cost. A dispatcher makes them; this process never sees a model."""
+
+from fastapi import APIRouter
+
+from bitpress.errors import Unavailable
+from bitpress.plans import PlanReport, PlanRequest
+from bitpress_service.auth import KeyedRoute
+from bitpress_service.routes.dependencies import Jobs, JobWriter
+
+router = APIRouter(prefix="/v1/plans", tags=["plans"], route_class=KeyedRoute)
+
+WAIT_SECONDS = 30.0  # well below the time-outs of clients and proxies
+KEEP_SECONDS = 120.0  # a request that is repeated meanwhile joins the plan that is being made
+
+
+@router.post("")
+async def plan(request: PlanRequest, _: JobWriter, jobs: Jobs) -> PlanReport:
+    """Plan a job: memory, operations, bytes, time, size of the artifact. Refused as the job would be.
+
+    The same request again while its plan is being made waits for that plan.
+    """
+    plan_id = await jobs.ask_plan(request, KEEP_SECONDS)
+    answer = await jobs.plan_answer(plan_id, WAIT_SECONDS)
+    if answer is None:
+        raise Unavailable(f"no dispatcher has made the plan within {WAIT_SECONDS:.0f} s; is one running?")
+    return answer.result()

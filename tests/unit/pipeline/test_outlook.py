@@ -1,0 +1,160 @@
+"""Plans of the published models from their configs and headers alone, against hand-made numbers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from header_only import llama_65b, opt_66b, write_headers
+
+from bitpress.errors import InvalidJob, OutOfMemory
+from bitpress.jobs import JobSpec, parse_spec
+from bitpress.plans import PlanReport, Rates
+from bitpress_workers.pipeline.costs import factor_flops, hessian_flops, loop_flops
+from bitpress_workers.pipeline.outlook import outlook
+from bitpress_workers.pipeline.plan import Devices
+
+GIB = 2**30
+H200 = Devices("cuda", 8, 141 * GIB)
+TOKENS = 128 * 2048
+SEPTQ = {"kind": "septq", "bits": 2}
+SPQR = {"kind": "spqr", "bits": 3}
+
+
+@pytest.fixture(scope="module")
+def opt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_headers(opt_66b(), tmp_path_factory.mktemp("opt-66b"))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_headers(llama_65b(2), tmp_path_factory.mktemp("llama-65b"))
+
+
+def spec_of(model: Path, method: dict[str, Any], **more: Any) -> JobSpec:
+    return parse_spec(
+        {"model": {"uri": str(model)}, "method": method, "calibration": {"dataset": "c4"}, "devices": 1} | more
+    )
+
+
+def plan(spec: JobSpec, devices: Devices = H200, rates: Rates | None = None) -> PlanReport:
+    return outlook(spec, devices, rates, "statement" if rates else "nowhere")
+
+
+def test_the_formulas_by_hand() -> None:
+    # 18 blocks of 2048 columns, on and above the diagonal: (n + 2048) / 2n of 2 n^2 T.
+    assert hessian_flops(36864, TOKENS, "cuda") == TOKENS * 36864 * (36864 + 2048)
+    assert hessian_flops(100, 10, "cpu") == 2 * 10 * 100 * 100  # one short block: nothing to leave out
+    assert hessian_flops(300, 1, "cpu") == 2 * (256 * 300 + 44 * 44)
+    assert factor_flops(36864) == 2 * 36864**3 // 3
+    products, elementwise = loop_flops(9216, 36864, 128)
+    assert products == 9216 * 36864 * (36864 - 128)
+    assert elementwise == 9216 * 36864 * 128
+
+
+def test_opt_66b_with_septq(opt: Path) -> None:
+    report = plan(spec_of(opt, SEPTQ))
+    (shape,) = report.blocks
+    assert shape.blocks == tuple(range(64))
+    assert shape.linears["fc2"] == (9216, 36864)
+    # q, k and v share one Hessian: three of 9216 columns are left, and that of fc2.
+    narrow, wide = hessian_flops(9216, TOKENS, "cuda"), hessian_flops(36864, TOKENS, "cuda")
+    assert shape.flops["hessian"] == 3 * narrow + wide
+    assert shape.flops["factor"] == 3 * factor_flops(9216) + factor_flops(36864)
+    # Four stages and the advance, each two operations for each of 12 x 9216^2 weights, and attention.
+    assert shape.flops["forward"] == 5 * TOKENS * (2 * 12 * 9216**2 + 4 * 2048 * 9216)
+    assert report.flops == 64 * sum(shape.flops.values())
+    assert report.checkpoint_bytes == (opt / "model.safetensors").stat().st_size - header_bytes(opt)
+    # 2 bits, 1 % of the weights in 32 bits, a row offset (32), scale (16) and zero (2) a row.
+    shapes = {(9216, 9216): 4, (36864, 9216): 1, (9216, 36864): 1}
+    bits = sum(
+        count * (2 * m * n + 32 * (m * n // 100 + 1) + 32 * (m + 1) + 18 * m) for (m, n), count in shapes.items()
+    )
+    assert report.bits_per_weight == bits / (12 * 9216**2)
+    assert shape.artifact_bytes == pytest.approx(report.bits_per_weight / 16 * shape.checkpoint_bytes, rel=1e-3)
+
+
+def header_bytes(directory: Path) -> int:
+    with (directory / "model.safetensors").open("rb") as file:
+        return 8 + int.from_bytes(file.read(8), "little")
+
+
+def test_llama_65b_with_spqr(llama: Path) -> None:
+    report = plan(spec_of(llama, SPQR))
+    (shape,) = report.blocks
+    narrow, wide = hessian_flops(8192, TOKENS, "cuda"), hessian_flops(22016, TOKENS, "cuda")
+    assert shape.flops["hessian"] == 3 * narrow + wide
+    assert shape.flops["forward"] == 2 * TOKENS * (2 * (4 * 8192**2 + 3 * 8192 * 22016) + 4 * 2048 * 8192)
+    # 3 bits, two statistics of 3 bits for 16 weights, four 16-bit numbers for 256, 32 bits for 1 % of the weights.
+    assert report.bits_per_weight == pytest.approx(3 + 6 / 16 + 64 / 256 + 0.32, abs=0.01)
+    assert "1% of the weights are outliers; the threshold and the data decide" in report.assumptions
+
+
+def test_times_follow_from_stated_rates_and_shrink_with_devices_but_for_the_factor(opt: Path) -> None:
+    rates = Rates(gemm_gflops=50e3, half_gemm_gflops=600e3, loop_gflops=1000)
+    one, eight = (plan(spec_of(opt, SEPTQ, devices=devices), H200, rates) for devices in (1, 8))
+    assert one.phases["hessian"].seconds == pytest.approx(one.phases["hessian"].flops / 600e12)
+    assert one.phases["factor"].seconds == pytest.approx(one.phases["factor"].flops / 50e12)
+    for name in ("hessian", "forward", "solve", "evidence"):
+        assert eight.phases[name].seconds == pytest.approx((one.phases[name].seconds or 0) / 8)
+    assert eight.phases["factor"] == one.phases["factor"]
+    assert one.seconds == pytest.approx(sum(phase.seconds or 0 for phase in one.phases.values()))
+    assert plan(spec_of(opt, SEPTQ)).seconds is None
+
+
+def test_evaluation_costs_two_passes_and_the_head(opt: Path) -> None:
+    evaluation = {"datasets": ["c4"], "max_sequences": 10}
+    report = plan(spec_of(opt, SEPTQ, evaluation=evaluation))
+    tokens = 10 * 2048
+    blocks = 64 * tokens * (2 * 12 * 9216**2 + 4 * 2048 * 9216)
+    assert report.phases["evaluation"].flops == 2 * (blocks + tokens * 2 * 50272 * 9216)
+    assert "c4: 10 windows of 2048 tokens; the text is not read" in report.assumptions
+
+
+def test_more_accelerators_than_there_are_is_no_plan(opt: Path) -> None:
+    with pytest.raises(InvalidJob, match="asks for 9 devices; there are 8"):
+        plan(spec_of(opt, SEPTQ, devices=9))
+
+
+def refusal(spec: JobSpec, devices: Devices) -> str:
+    with pytest.raises(OutOfMemory) as caught:
+        plan(spec, devices)
+    return caught.value.message
+
+
+def test_a_refusal_names_the_smallest_change_that_fits(opt: Path) -> None:
+    """Each is tried: what it names fits, and one less of the change does not."""
+    spec = spec_of(opt, SEPTQ)
+    needed = plan(spec, H200).peak_device_bytes
+    enough = plan(spec_of(opt, SEPTQ, devices=2), H200).peak_device_bytes
+    assert enough < needed
+    message = refusal(spec, Devices("cuda", 8, enough))
+    assert f"{needed / GIB:.1f} GiB on a device, which has {enough / GIB:.1f} GiB" in message
+    assert message.endswith('it fits with "devices": 2')
+
+    def shorter(sequences: int) -> JobSpec:
+        return spec_of(opt, SEPTQ, calibration={"dataset": "c4", "num_sequences": sequences})
+
+    fits = plan(shorter(40), H200).peak_device_bytes
+    assert refusal(spec, Devices("cuda", 1, fits)).endswith("it fits with calibration.num_sequences 40, not 128")
+    refusal(shorter(41), Devices("cuda", 1, fits))
+    assert "it takes devices with more memory" in refusal(spec, Devices("cuda", 1, GIB))
+
+
+def test_a_refusal_names_the_windows_that_fit_before_it_touches_the_calibration(llama: Path) -> None:
+    calibration = {"dataset": "c4", "num_sequences": 8}
+    evaluation = {"datasets": ["c4"], "max_sequences": 256}
+    enough = plan(spec_of(llama, SPQR, calibration=calibration)).peak_device_bytes
+    message = refusal(spec_of(llama, SPQR, calibration=calibration, evaluation=evaluation), Devices("cuda", 1, enough))
+    windows = int(message.split("it fits with ")[1].split()[0])
+    fitting, one_more = (
+        spec_of(llama, SPQR, calibration=calibration, evaluation=evaluation | {"max_sequences": number})
+        for number in (windows, windows + 1)
+    )
+    assert plan(fitting, Devices("cuda", 1, enough)).peak_device_bytes <= enough
+    refusal(one_more, Devices("cuda", 1, enough))
+
+
+def test_on_a_host_fewer_shards_need_less(opt: Path) -> None:
+    two = plan(spec_of(opt, SEPTQ, devices=2), Devices("cpu", 8, 2**50)).peak_host_bytes
+    message = refusal(spec_of(opt, SEPTQ, devices=None), Devices("cpu", 8, two))
+    assert message.endswith('it fits with "devices": 2')

@@ -1,0 +1,182 @@
+"""What a job will need and cost, before it runs: the plan, its memory, operations, bytes and times in one report."""
+
+from collections import Counter
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from typing import Literal
+
+from bitpress.jobs import Evaluation, JobSpec
+from bitpress.methods import SEPTQConfig, SpQRConfig
+from bitpress.plans import PhaseCost, PlannedBlocks, PlannedDevices, PlanReport, Rates
+from bitpress_workers.exports import check_shapes, create_target
+from bitpress_workers.methods import create
+from bitpress_workers.methods.block_base import BlockMethod
+from bitpress_workers.models.checkpoint import Checkpoint
+from bitpress_workers.models.outline import Outline
+from bitpress_workers.pipeline.costs import Cost, Phase, block_cost, head_flops, restoring_flops
+from bitpress_workers.pipeline.estimate import DOCUMENT_TOKENS, Estimate
+from bitpress_workers.pipeline.placement import micro_batch_size
+from bitpress_workers.pipeline.plan import Devices, Plan, make_plan
+from bitpress_workers.pipeline.sizes import BlockSizes, ModelSizes, model_sizes
+from bitpress_workers.pipeline.storage import ASSUMED_OUTLIERS, block_bytes, outer_bytes, stored_bits
+
+BYTES_OF_A_TOKEN = 4  # of English text, for most tokenizers of these families
+TEXT_BYTES = {"wikitext2": 1_290_590, "ptb": 449_945}  # of the evaluated parts
+C4_WINDOWS = 256  # what is evaluated of it; see `calibration`
+UNKNOWN_WINDOWS = 256  # of a text that is not on this host
+DOCUMENTS_PER_STEP = 2  # of the restorative stage; see `restoration`
+
+RatesFrom = Literal["probe", "statement", "nowhere"]
+
+
+def outlook(spec: JobSpec, devices: Devices, rates: Rates | None, rates_from: RatesFrom) -> PlanReport:
+    """Plan a job from its checkpoint's config and headers.
+
+    Raises what the job would end with: CheckpointError, UnsupportedModel, InvalidJob, OutOfMemory.
+    """
+    checkpoint = Checkpoint.open(spec.model.uri, spec.model.revision)
+    outline = Outline(checkpoint)
+    check_shapes([create_target(name, spec.method) for name in spec.exports], outline, checkpoint)
+    sizes = model_sizes(outline, checkpoint)
+    num_windows, assumptions = evaluated_windows(spec.evaluation)
+    plan = make_plan(spec, create(spec.method), sizes, num_windows, devices)
+    cost = job_cost(spec, sizes, num_windows, devices.kind)
+    phases = _phases(spec, plan, num_windows, cost, rates, devices.kind)
+    seconds = [phase.seconds for phase in phases.values() if phase.seconds is not None]
+    files = [block_bytes(spec.method, block) for block in sizes.blocks]
+    stored = sum(block.stored_bytes for block in sizes.blocks)
+    outer = sum(tensor.bytes for tensor in sizes.outer.values())
+    passes = 2 if getattr(spec.method, "preprocessing", None) else 1
+    evaluated = stored + sum(files) if num_windows else 0
+    return PlanReport(
+        spec=spec,
+        devices=PlannedDevices(
+            kind=devices.kind,
+            count=devices.count,
+            memory_bytes=devices.memory_bytes,
+            rates=rates,
+            rates_from=rates_from,
+        ),
+        shards=plan.num_shards,
+        blocks=_blocks(spec, sizes, num_windows, devices.kind, plan.num_shards),
+        phases=phases,
+        flops=sum(phase.flops for phase in phases.values()),
+        seconds=sum(seconds) if seconds else None,
+        bytes_read=plan.num_shards * (outer + passes * stored + evaluated),
+        bytes_written=passes * sum(files) + outer_bytes(sizes),
+        peak_device_bytes=plan.memory.device_bytes,
+        peak_host_bytes=plan.memory.host_bytes,
+        peak_moment=plan.memory.moment,
+        checkpoint_bytes=stored + outer,
+        artifact_bytes=sum(files) + outer_bytes(sizes),
+        bits_per_weight=_bits_per_weight(spec, sizes.blocks),
+        assumptions=(*assumptions, *_assumptions(spec, plan, rates)),
+    )
+
+
+def job_cost(spec: JobSpec, sizes: ModelSizes, num_windows: int, kind: str) -> Cost:
+    """Of all blocks, and of what goes through the whole model."""
+    cost = Cost()
+    for block, indices in _shapes(sizes):
+        cost.add(block_cost(spec, sizes, block, num_windows, kind), len(indices))
+    if restoring := restoring_flops(spec, sizes, DOCUMENT_TOKENS, DOCUMENTS_PER_STEP):
+        cost.add(cost)  # the first pass
+        cost.products["restoring"] = restoring
+    if num_windows:
+        cost.products["evaluation"] += head_flops(spec, sizes, num_windows)
+    return cost
+
+
+def evaluated_windows(evaluation: Evaluation) -> tuple[int, list[str]]:
+    """How many windows will be evaluated, as far as that can be said without reading a text, and what was assumed."""
+    total, assumptions = 0, []
+    for name in evaluation.datasets:
+        windows = min(_windows(name, evaluation.sequence_length), evaluation.max_sequences or UNKNOWN_WINDOWS)
+        total += windows
+        assumptions.append(f"{name}: {windows} windows of {evaluation.sequence_length} tokens; the text is not read")
+    return total, assumptions
+
+
+def _windows(name: str, sequence_length: int) -> int:
+    if name == "c4":
+        return C4_WINDOWS
+    path = Path(name)
+    size = TEXT_BYTES.get(name) or (path.stat().st_size if path.is_file() else None)
+    return UNKNOWN_WINDOWS if size is None else max(1, size // BYTES_OF_A_TOKEN // sequence_length)
+
+
+def _shapes(sizes: ModelSizes) -> list[tuple[BlockSizes, list[int]]]:
+    """The blocks' different shapes, each with the blocks that have it."""
+    found: dict[object, tuple[BlockSizes, list[int]]] = {}
+    for index, block in enumerate(sizes.blocks):
+        found.setdefault(block.shape, (block, []))[1].append(index)
+    return list(found.values())
+
+
+def _blocks(
+    spec: JobSpec, sizes: ModelSizes, num_windows: int, kind: str, num_shards: int
+) -> tuple[PlannedBlocks, ...]:
+    moments = list(Estimate(spec, create(spec.method), sizes, num_windows, kind, num_shards).moments())
+    planned = []
+    for block, indices in _shapes(sizes):
+        cost = block_cost(spec, sizes, block, num_windows, kind)
+        planned.append(
+            PlannedBlocks(
+                blocks=tuple(indices),
+                linears=dict(block.linears),
+                flops=dict(cost.products + cost.elementwise),
+                checkpoint_bytes=block.stored_bytes,
+                artifact_bytes=block_bytes(spec.method, block),
+                bits_per_weight=_bits_per_weight(spec, [block]),
+                peak_bytes=max(moment.bytes for moment in moments if moment.block == indices[0]),
+            )
+        )
+    return tuple(planned)
+
+
+def _bits_per_weight(spec: JobSpec, blocks: Sequence[BlockSizes]) -> float:
+    shapes = Counter(shape for block in blocks for shape in block.linears.values())
+    bits = sum(count * stored_bits(spec.method, shape) for shape, count in shapes.items())
+    return bits / sum(count * prod(shape) for shape, count in shapes.items())
+
+
+def _phases(
+    spec: JobSpec, plan: Plan, num_windows: int, cost: Cost, rates: Rates | None, kind: str
+) -> dict[str, PhaseCost]:
+    """Operations and seconds of each phase; a phase lasts as long as the shard that has most of it."""
+    pieces: dict[Phase, int] = {
+        "forward": len(plan.slices),
+        "hessian": len(plan.slices),
+        "evaluation": -(-num_windows // micro_batch_size(spec.evaluation.sequence_length)),
+        "solve": plan.num_shards,
+        "evidence": plan.num_shards,
+    }  # all else is one shard's business: a tap's factor, a training step after the other
+    half = rates and kind != "cpu" and not isinstance(create(spec.method), BlockMethod)
+    phases: dict[str, PhaseCost] = {}
+    for phase in cost.products | cost.elementwise:
+        products, elementwise = cost.products[phase], cost.elementwise[phase]
+        seconds = None
+        if rates:
+            in_half = half and phase in ("forward", "hessian", "evaluation")
+            gemm = (rates.half_gemm_gflops if in_half else None) or rates.gemm_gflops
+            number = pieces.get(phase, 1)
+            share = -(-number // plan.num_shards) / number
+            seconds = share * (products / gemm + elementwise / rates.loop_gflops) / 1e9
+        phases[phase] = PhaseCost(flops=products + elementwise, seconds=seconds)
+    return phases
+
+
+def _assumptions(spec: JobSpec, plan: Plan, rates: Rates | None) -> list[str]:
+    found = []
+    if isinstance(spec.method, SpQRConfig) and spec.method.outlier_threshold is not None:
+        found.append(f"{ASSUMED_OUTLIERS:.0%} of the weights are outliers; the threshold and the data decide")
+    if isinstance(spec.method, SEPTQConfig):
+        found.append("no two weights are equally important; those equal to the last one kept are kept too")
+    if rates is None:
+        found.append("no times: no rates were stated for these devices, and there is none here to measure")
+    elif plan.num_shards > 1:
+        found.append("times leave out what passes between shards, and reading and writing")
+    if spec.exports:
+        found.append("exports are not counted")
+    return found
