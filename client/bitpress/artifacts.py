@@ -68,10 +68,19 @@ class BlockReport(_Model):
         return sum(linear.relative_error for linear in self.linears) / len(self.linears)
 
 
+LinearDeviation = Literal[
+    "constant-groups",  # groups of weights that are all alike
+    "too-fine-groups",  # groups whose weights differ by less than 16 bits hold a scale for
+    "short-groups",  # last groups with fewer columns than the group size
+    "short-statistics",  # last rows whose scales share a second-level grid with fewer than the others
+    "no-threshold",  # rows that do not differ, by whose spread outliers would be told
+]
+
+
 class LedgerEntry(_Model):
     """A deviation from the plain method: what (a stable word), where, and the numbers."""
 
-    kind: Literal["damping-raised", "dead-columns", "constant-groups", "starved-expert", "worker-replaced"]
+    kind: LinearDeviation | Literal["damping-raised", "dead-columns", "starved-expert", "worker-replaced"]
     where: str
     detail: str
 

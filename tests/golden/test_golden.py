@@ -61,6 +61,7 @@ def search(weight: Tensor, bits: int) -> IntegerZeroGrid:
 
 def test_inputs(weight: Tensor, gram: Gram, hessian: Tensor) -> None:
     assert weight[0, :4].tolist() == pytest.approx([0.084147, 0.159127, 0.017640, -0.151360], abs=1e-6)
+    assert float(weight.double().sum()) == near_printed(0.037023, 6)
     assert float(weight.double().square().sum()) == near(12.163360)
     assert (gram.num_sequences, gram.num_tokens) == (4, 384)
     assert float(hessian[0, 0]) == near(95.784676)
@@ -68,7 +69,9 @@ def test_inputs(weight: Tensor, gram: Gram, hessian: Tensor) -> None:
     assert float(hessian[5, 5]) == near(216.443970)
     assert float(hessian[10, 20]) == near_printed(0.624658, 5)
     assert float(hessian.trace()) == near(9974.133)
-    assert torch.argsort(hessian.diagonal(), descending=True)[:6].tolist() == [31, 23, 5, 7, 21, 1]
+    order_I = factorize(gram, damping=1.0, order="activation").order_I
+    assert order_I is not None
+    assert order_I[:8].tolist() == [31, 23, 5, 7, 21, 1, 11, 17]
 
 
 def test_factor(gram: Gram) -> None:
@@ -178,6 +181,7 @@ def test_septq_loss(weight: Tensor, gram: Gram, bits: int, percent: float, retai
     columns, found = run_septq(weight, gram, bits, percent)
     assert columns.kept_IR is not None
     assert int(columns.kept_IR.sum()) == retained
+    assert columns.kept_IR[61, 13] or percent > 0  # the largest of all
     assert found == near(loss)
 
 
@@ -264,7 +268,7 @@ def test_spqr_in_natural_order(weight: Tensor, gram: Gram, fields: dict[str, Any
 def test_bits_of_the_golden_spqr_linear(weight: Tensor, gram: Gram) -> None:
     method = SpQR(SpQRConfig())
     rows = method.begin([weight], method.factor(gram), row_tile=16)
-    compressed = rows.solve(agree(method, [rows]))[0].compressed
+    compressed = next(rows.solve(agree(method, [rows]))).compressed
     nominal = 3 + 6 / 16 + 64 / 256 + 32 * 2 / 1024
     assert nominal == 3.6875
     row_offsets, order = 32 * 17 / 1024, 16 * 64 / 1024

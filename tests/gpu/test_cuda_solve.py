@@ -37,7 +37,7 @@ def solved(linear: tuple[Tensor, Tensor], config: MethodConfig) -> dict[str, Ten
     weight, hessian = linear
     method = create(config)
     rows = method.begin([weight], method.factor(Gram(hessian, 2, 1)), method.row_tile(256))
-    return rows.solve(agree(method, [rows]))[0].compressed.tensors()
+    return next(rows.solve(agree(method, [rows]))).compressed.tensors()
 
 
 def check_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

@@ -37,4 +37,4 @@ def solve_in_shards(weight: Tensor, hessian: Tensor, config: MethodConfig, num_s
         if first < last
     ]
     agreed = agree(method, shards)
-    return concatenate([shard.solve(agreed)[0].compressed for shard in shards])
+    return concatenate([next(shard.solve(agreed)).compressed for shard in shards])

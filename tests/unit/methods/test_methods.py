@@ -89,10 +89,10 @@ def test_linears_of_a_tap_are_solved_together_as_if_apart() -> None:
     for config in CONFIGS:
         method = create(config)
         rows = method.begin(weights, method.factor(Gram(hessian, 2, 1)), method.row_tile(16))
-        together = rows.solve(agree(method, [rows]))
+        together = list(rows.solve(agree(method, [rows])))
         for weight, solved in zip(weights, together, strict=True):
             _, alone, agreed = begin(method, weight, hessian)
-            expected = alone.solve(agreed)[0].compressed
+            expected = next(alone.solve(agreed)).compressed
             assert solved.compressed.header() == expected.header()
             tensors = solved.compressed.tensors()
             assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.tensors().items())
@@ -290,9 +290,98 @@ def test_groups_without_spread_are_counted() -> None:
     }
     for config, count in expected.items():
         _, rows, agreed = begin(create(config), weight, hessian)
-        assert rows.solve(agreed)[0].num_constant_groups == count
+        assert next(rows.solve(agreed)).deviations["constant-groups"] == count
     _, rows, agreed = begin(SpQR(SpQRConfig(outlier_threshold=None, order="natural")), weight, torch.eye(32))
-    assert rows.solve(agreed)[0].num_constant_groups == 2
+    assert next(rows.solve(agreed)).deviations["constant-groups"] == 2
+
+
+def deviations(config: MethodConfig, weight: Tensor, hessian: Tensor) -> dict[str, int]:
+    _, rows, agreed = begin(create(config), weight, hessian)
+    return {kind: number for kind, number in next(rows.solve(agreed)).deviations.items() if number}
+
+
+def test_what_does_not_fit_a_group_or_a_tile_of_statistics_is_counted() -> None:
+    weight, hessian = random_linear(40, 50, seed=18)
+    assert deviations(RTNConfig(bits=3, group_size=16), weight, hessian) == {"short-groups": 40}
+    assert deviations(RTNConfig(bits=3, group_size=25), weight, hessian) == {}
+    assert deviations(GPTQConfig(bits=3, group_size=64), weight, hessian) == {"short-groups": 40}
+    assert deviations(SpQRConfig(), weight, hessian) == {"short-groups": 40, "short-statistics": 1}
+    assert deviations(SpQRConfig(scale_bits=None, zero_bits=None, group_size=None), weight, hessian) == {}
+
+
+def test_weights_too_alike_for_16_bits_are_counted() -> None:
+    weight, hessian = random_linear(24, 32, seed=19)
+    weight[5] *= 1e-9
+    configs: list[MethodConfig] = [RTNConfig(bits=3), GPTQConfig(bits=3), SEPTQConfig(bits=3)]
+    for config in configs:
+        assert deviations(config, weight, hessian) == {"too-fine-groups": 1}
+    assert deviations(SpQRConfig(statistics_group_size=2), weight, hessian)["too-fine-groups"] == 2
+
+
+def test_rows_that_do_not_differ_have_no_outliers() -> None:
+    weight, hessian = random_linear(1, 64, seed=20)
+    for rows in (1, 32):
+        alike = weight.expand(rows, -1).clone()
+        assert compress(alike, hessian, SpQRConfig()).outlier_fraction == 0
+        assert deviations(SpQRConfig(statistics_group_size=2), alike, hessian)["no-threshold"] == rows
+
+
+def test_weights_on_their_grid_are_not_kept() -> None:
+    weight, hessian = random_linear(40, 64, seed=21)
+    weight[:, :60] = 0
+    weight[3:] = 0
+    weight[:3, 60:] = torch.tensor([-1.0, 0.5, 2.0, 0.25])
+    compressed = compress(weight, hessian, SEPTQConfig(bits=2, retained_percent=5))
+    assert 0 < compressed.header()["nnz"] <= 12
+    assert compress(torch.zeros(8, 64), hessian, SEPTQConfig(bits=2)).header()["nnz"] == 0
+
+
+def test_a_weight_on_its_grid_stays() -> None:
+    """Without anything to round, nothing is lost and nothing fed back; and what was rounded rounds to itself."""
+    generator = torch.Generator().manual_seed(22)
+    codes = torch.randint(0, 8, (24, 40), generator=generator)
+    codes[:, 0], codes[:, 1] = 0, 7  # all of the grid's range
+    weight = (codes - 3).float() * 0.25
+    _, hessian = random_linear(24, 40, seed=22)
+    configs: list[MethodConfig] = [RTNConfig(bits=3), GPTQConfig(bits=3), SEPTQConfig(bits=3)]
+    for config in configs:
+        assert torch.equal(compress(weight, hessian, config).dequantize(), weight)
+    rounded = compress(random_linear(24, 40, seed=23)[0], None, RTNConfig(bits=3)).dequantize()
+    assert torch.equal(compress(rounded, None, RTNConfig(bits=3)).dequantize(), rounded)
+
+
+def test_rtn_does_not_care_in_which_order_columns_lie() -> None:
+    weight, _ = random_linear(24, 40, seed=24)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    permuted = compress(weight[:, order].contiguous(), None, RTNConfig(bits=3)).dequantize()
+    assert torch.equal(permuted[:, torch.argsort(order)], compress(weight, None, RTNConfig(bits=3)).dequantize())
+
+
+@pytest.mark.parametrize("config", [GPTQConfig(bits=3), SpQRConfig(), SEPTQConfig(bits=3)], ids=lambda c: str(c.kind))
+def test_a_hessian_that_will_not_do_is_refused(config: MethodConfig) -> None:
+    weight, hessian = random_linear(8, 16, seed=25)
+    with pytest.raises(ValueError, match="not symmetric"):
+        compress(weight, hessian.triu(), config)
+    with pytest.raises(NumericalError, match="not positive definite"):
+        compress(weight, -hessian, config)
+
+
+def test_a_row_beyond_16_bits_is_an_error_not_a_crash() -> None:
+    weight, hessian = random_linear(32, 64, seed=26)
+    weight[4] *= 1e7
+    configs: list[MethodConfig] = [RTNConfig(bits=3), GPTQConfig(bits=3), SEPTQConfig(bits=3), SpQRConfig()]
+    for config in configs:
+        with pytest.raises(NumericalError, match="16 bits"):
+            compress(weight, hessian, config)
+
+
+def test_a_last_group_of_one_column_is_solved_alike_on_any_shards() -> None:
+    weight, hessian = random_linear(400, 17, seed=27)
+    config = SpQRConfig(outlier_threshold=0.01, order="natural", scale_bits=None, zero_bits=None)
+    whole = solve_in_shards(weight, hessian, config, 1).tensors()
+    for num_shards in (2, 4):
+        parts = solve_in_shards(weight, hessian, config, num_shards).tensors()
+        assert all(torch.equal(tensor, parts[name]) for name, tensor in whole.items())
 
 
 @pytest.mark.parametrize(

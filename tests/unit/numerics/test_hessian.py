@@ -178,5 +178,5 @@ def test_the_gram_is_not_modified() -> None:
 
 
 def test_a_method_without_a_hessian_knows_no_dead_columns() -> None:
-    factor = unfactored(gram_of(torch.zeros(3, 3)))
+    factor = unfactored(3, torch.device("cpu"), num_tokens=3)
     assert (factor.num_dead, factor.damping_used, len(factor.dead_I)) == (0, None, 3)

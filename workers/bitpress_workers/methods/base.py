@@ -12,13 +12,14 @@ the same whatever the sharding; surveys are one per tile and are agreed on in ti
 Shapes: O rows (outputs), I columns (inputs), R rows of one shard: of one linear, or of all of a tap's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self
 
 import torch
 from torch import Tensor
 
+from bitpress.artifacts import LinearDeviation
 from bitpress.formats.base import CompressedLinear
 from bitpress_workers.numerics.hessian import Factor, Gram
 
@@ -33,17 +34,36 @@ class RowSolver(Protocol):
         """Return for each linear one survey per row tile, given what the round before agreed on (None at first)."""
         ...
 
-    def solve(self, agreed: Sequence[Agreement] | None) -> Sequence["SolvedRows"]:
-        """Solve these rows and return them, linear by linear, as they will be stored."""
+    def solve(self, agreed: Sequence[Agreement] | None) -> Iterator["SolvedRows"]:
+        """Solve these rows and yield them, linear by linear, as they will be stored.
+
+        Raises NumericalError when the linear that is next cannot be stored.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class SolvedRows:
-    """Some rows of one linear. num_constant_groups: row groups without any spread, which decode to their one value."""
+    """Some rows of one linear. deviations: how often something happened that the report's ledger names."""
 
     compressed: CompressedLinear
-    num_constant_groups: int
+    deviations: Mapping[LinearDeviation, int]
+
+
+def group_deviations(
+    constant: Tensor, too_fine: Tensor, num_columns: int, group_size: int | None
+) -> dict[LinearDeviation, int]:
+    """Count row groups that are all alike, those of which 16 bits hold no scale, and those that are short.
+
+    constant, too_fine: bool, one for each row and group [G, R] or [R, G], rows first or last alike.
+    """
+    num_rows = constant.numel() // -(-num_columns // (group_size or num_columns))
+    is_short = group_size is not None and num_columns % group_size != 0
+    return {
+        "constant-groups": int(constant.sum()),
+        "too-fine-groups": int(too_fine.sum()),
+        "short-groups": num_rows if is_short else 0,
+    }
 
 
 class Method(Protocol):

@@ -16,7 +16,7 @@ Source: Frantar et al. 2022 (arXiv 2210.17323). Deviations from its published co
 -max|w| .. max|w| for every row; ties of the activation order go by index.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -25,9 +25,9 @@ from bitpress.formats import GroupedAffine, statistics
 from bitpress.formats.base import ROW_MULTIPLE
 from bitpress.formats.grouped_affine import affine_parts
 from bitpress.methods import GPTQConfig
-from bitpress_workers.methods.base import Agreement, SolvedRows, Survey, TapRows
+from bitpress_workers.methods.base import Agreement, SolvedRows, Survey, TapRows, group_deviations
 from bitpress_workers.numerics.column_solver import Columns, solve_columns
-from bitpress_workers.numerics.grid import IntegerZeroGrid, fit_integer_zero, stack
+from bitpress_workers.numerics.grid import IntegerZeroGrid, fit_integer_zero, is_too_fine, stack
 from bitpress_workers.numerics.hessian import Factor, Gram, factorize
 from bitpress_workers.numerics.kernels import run_solver, search_integer_zero
 
@@ -68,11 +68,12 @@ class GPTQRows:
         self._fixed = config.group_size is None or config.static_groups
         self._grids: list[IntegerZeroGrid] = []
         self._empty: list[Tensor] = []
+        self._too_fine: list[Tensor] = []
 
     def survey(self, agreed: Sequence[Agreement] | None) -> Sequence[Sequence[Survey]]:
         return [[] for _ in self._weights]
 
-    def solve(self, agreed: Sequence[Agreement] | None) -> list[SolvedRows]:
+    def solve(self, agreed: Sequence[Agreement] | None) -> Iterator[SolvedRows]:
         columns = self.solve_values()
         order_I, codes_IR = self._factor.order_I, columns.codes_IR
         if self._fixed and order_I is not None:
@@ -80,9 +81,9 @@ class GPTQRows:
             codes_IR = codes_IR[torch.argsort(order_I)]
             order_I = None
         grids = stack(self._grids)
-        parts = (codes_IR, grids.scale, grids.zero, torch.stack(self._empty))
+        parts = (codes_IR, grids.scale, grids.zero, torch.stack(self._empty), torch.stack(self._too_fine))
         by_linear = zip(*(self.tap_rows.split(part) for part in parts), strict=True)
-        return [self._stored(*(part.T.contiguous() for part in linear), order_I=order_I) for linear in by_linear]
+        return (self._stored(*(part.T.contiguous() for part in linear), order_I=order_I) for linear in by_linear)
 
     def solve_values(self) -> Columns:
         """Run the column loop."""
@@ -127,6 +128,7 @@ class GPTQRows:
         config = self._config
         lo_R, hi_R = weight_gR.amin(dim=0), weight_gR.amax(dim=0)  # aminmax is slower
         self._empty.append((lo_R == 0) & (hi_R == 0))
+        self._too_fine.append(is_too_fine(lo_R.clamp(max=0), hi_R.clamp(min=0), config.bits))
         if config.mse_search:
             grid = search_integer_zero(
                 weight_gR,
@@ -141,9 +143,17 @@ class GPTQRows:
         return grid
 
     def _stored(
-        self, codes_RI: Tensor, scale_RG: Tensor, zero_RG: Tensor, empty_RG: Tensor, *, order_I: Tensor | None
+        self,
+        codes_RI: Tensor,
+        scale_RG: Tensor,
+        zero_RG: Tensor,
+        empty_RG: Tensor,
+        too_fine_RG: Tensor,
+        *,
+        order_I: Tensor | None,
     ) -> SolvedRows:
         config = self._config
         scale, zero = statistics.of_integer_zero(scale_RG, zero_RG, config.bits, symmetric=config.symmetric)
         codes = affine_parts(codes_RI, config.bits, self._group_size, scale, zero, order_I=order_I)
-        return SolvedRows(GroupedAffine.from_parts(codes), int(empty_RG.sum()))
+        deviations = group_deviations(empty_RG, too_fine_RG, codes_RI.shape[1], config.group_size)
+        return SolvedRows(GroupedAffine.from_parts(codes), deviations)

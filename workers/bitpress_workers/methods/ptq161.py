@@ -26,6 +26,7 @@ in each row, alike by itself: it stays [0.5, 0.25].
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -128,7 +129,7 @@ class BinaryLinear:
 
 def salient_channels(saliency_I: Tensor, percent: float) -> Tensor:
     """Return the floor(percent / 100 * I) + 1 channels of largest saliency, the first of equals; bool [I]."""
-    count = int(len(saliency_I) * percent / 100) + 1
+    count = int(len(saliency_I) * Fraction(str(percent)) / 100) + 1
     ranked = torch.argsort(saliency_I, descending=True, stable=True)
     return torch.zeros_like(saliency_I, dtype=torch.bool).index_fill_(0, ranked[:count], True)
 

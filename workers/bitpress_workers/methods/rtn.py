@@ -8,7 +8,7 @@ columns and with 16-bit scales rounded before use. A symmetric grid spans -max|w
 for rows without a negative weight, which published code clips to half of the range.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -18,8 +18,8 @@ from bitpress.formats import GroupedAffine, statistics
 from bitpress.formats.base import ROW_MULTIPLE
 from bitpress.formats.grouped_affine import affine_parts
 from bitpress.methods import RTNConfig
-from bitpress_workers.methods.base import Agreement, SolvedRows, Survey
-from bitpress_workers.numerics.grid import IntegerZeroGrid, fit_integer_zero
+from bitpress_workers.methods.base import Agreement, SolvedRows, Survey, group_deviations
+from bitpress_workers.numerics.grid import IntegerZeroGrid, fit_integer_zero, is_too_fine
 from bitpress_workers.numerics.hessian import Factor, Gram, unfactored
 
 
@@ -34,7 +34,7 @@ class RTN:
         return at_least + -at_least % ROW_MULTIPLE
 
     def factor(self, gram: Gram) -> Factor:
-        return unfactored(gram)
+        return unfactored(len(gram.sum_II), gram.sum_II.device, gram.num_tokens)
 
     def begin(self, weights: Sequence[Tensor], factor: Factor, row_tile: int) -> "RTNRows":
         return RTNRows(self._config, weights)
@@ -53,8 +53,8 @@ class RTNRows:
     def survey(self, agreed: Sequence[Agreement] | None) -> Sequence[Sequence[Survey]]:
         return [[] for _ in self._weights]
 
-    def solve(self, agreed: Sequence[Agreement] | None) -> list[SolvedRows]:
-        return [self._solve(weight_RI) for weight_RI in self._weights]
+    def solve(self, agreed: Sequence[Agreement] | None) -> Iterator[SolvedRows]:
+        return map(self._solve, self._weights)
 
     def _solve(self, weight_RI: Tensor) -> SolvedRows:
         config = self._config
@@ -66,7 +66,9 @@ class RTNRows:
         codes_RI = IntegerZeroGrid(scale_RI, zero_RI, config.bits).encode(weight_RI).to(torch.uint8)
         scale, zero = statistics.of_integer_zero(grid.scale, grid.zero, config.bits, symmetric=config.symmetric)
         compressed = GroupedAffine.from_parts(affine_parts(codes_RI, config.bits, size, scale, zero))
-        return SolvedRows(compressed, int(((lo_RG == 0) & (hi_RG == 0)).sum()))
+        too_fine_RG = is_too_fine(lo_RG.clamp(max=0), hi_RG.clamp(min=0), config.bits)
+        constant_RG = (lo_RG == 0) & (hi_RG == 0)
+        return SolvedRows(compressed, group_deviations(constant_RG, too_fine_RG, num_columns, config.group_size))
 
 
 def _group_ranges(weight_RI: Tensor, size: int) -> tuple[Tensor, Tensor]:

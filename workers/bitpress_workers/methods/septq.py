@@ -4,21 +4,23 @@
 2. Importance of a weight: its squared rounding error on that grid, divided by U_jj^2.
 3. The mask: weights at least as important as the (k+1)-th largest of the whole matrix,
    k = floor(weights * retained_percent / 100); ties are all kept, so 0 percent keeps the largest.
+   A weight that lies on its grid, importance 0, is never kept.
 4. The column loop, where a kept weight stands for itself: it loses nothing, but takes up
    what earlier columns lost, so the stored value is not the original one.
 
 The k-th largest is exact on any number of shards: importances are not negative, so their order
 is that of their bit patterns, and two rounds of histograms (high, then low 16 bits) find it.
 
-Deviations from the published code (github.com/ghtll/SEPTQ): the grid is searched once, not three
-times (same result); scales and kept weights are rounded to 16 bits before use; any number of
-calibration sequences. Its options that have no effect there (groups, order, symmetry) do not exist.
+Deviations from the published code (github.com/ghtll/SEPTQ): where the threshold is 0 it keeps all
+weights, those on the grid too; the grid is searched once, not three times (same result); scales and kept
+weights are rounded to 16 bits before use; any number of calibration sequences. Its options that have
+no effect there (groups, order, symmetry) do not exist.
 
 Worked example, 2 bits, H = identity (so U = 1): of the row [-1, 0.4, 2] on the grid with scale 1,
 zero 1, errors are [0, 0.4, 0]; with 0 percent retained, theta = 0.16 and 0.4 alone stays as it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -30,8 +32,9 @@ from bitpress.formats.base import ROW_MULTIPLE
 from bitpress.formats.grouped_affine import affine_parts
 from bitpress.formats.outlier_grouped import Semantics, outlier_parts
 from bitpress.methods import SEPTQConfig
-from bitpress_workers.methods.base import SolvedRows, TapRows
+from bitpress_workers.methods.base import SolvedRows, TapRows, group_deviations
 from bitpress_workers.numerics.column_solver import Columns, solve_columns
+from bitpress_workers.numerics.grid import is_too_fine
 from bitpress_workers.numerics.hessian import Factor, Gram, factorize
 from bitpress_workers.numerics.kernels import run_solver, search_integer_zero
 
@@ -90,15 +93,18 @@ class SEPTQRows:
         self.tap_rows = TapRows.of(weights, factor, row_tile)
         self._stored_dtype = stored_dtype
         weight_IR = self.tap_rows.weight_IR
-        self._empty_R = (weight_IR.amin(dim=0) == 0) & (weight_IR.amax(dim=0) == 0)
+        lo_R, hi_R = weight_IR.amin(dim=0), weight_IR.amax(dim=0)
+        self._empty_R = (lo_R == 0) & (hi_R == 0)
+        self._too_fine_R = is_too_fine(lo_R.clamp(max=0), hi_R.clamp(min=0), config.bits)
         self._grid = search_integer_zero(weight_IR, config.bits, tiles=self.tap_rows.tiles, scale_dtype=stored_dtype)
         self._importance_IR = self._importance()
 
     def _importance(self) -> Tensor:
-        """Return the bit patterns, int32 [I, R], of the importances."""
+        """Return the bit patterns, int32 [I, R], of the importances; 0 in rows whose scale 16 bits do not hold."""
         pivots_I1 = self._factor.upper_II.diagonal()[:, None]
         rounded_IR = self._grid.decode(self._grid.encode(self.tap_rows.weight_IR))
-        return rounded_IR.sub_(self.tap_rows.weight_IR).square_().div_(pivots_I1 * pivots_I1).view(torch.int32)
+        importance_IR = rounded_IR.sub_(self.tap_rows.weight_IR).square_().div_(pivots_I1 * pivots_I1)
+        return importance_IR.nan_to_num_(nan=0.0).view(torch.int32)
 
     def survey(self, agreed: Sequence[Threshold] | None) -> list[list[Tensor]]:
         """Count importances by their high 16 bits, or, once these are known, by their low 16 bits.
@@ -108,16 +114,18 @@ class SEPTQRows:
         parts = self.tap_rows.split(self._importance_IR)
         return [[_histogram(part, agreed[index] if agreed else None)] for index, part in enumerate(parts)]
 
-    def solve(self, agreed: Sequence[Threshold] | None) -> list[SolvedRows]:
-        columns = self.solve_values(agreed)
+    def solve(self, agreed: Sequence[Threshold] | None) -> Iterator[SolvedRows]:
+        columns, grid = self.solve_values(agreed), self._grid
         assert columns.kept_IR is not None
-        parts = (columns.codes_IR, columns.kept_IR, columns.weight_IR, self._grid.scale, self._grid.zero, self._empty_R)
-        return [self._stored(*linear) for linear in zip(*(self.tap_rows.split(part) for part in parts), strict=True)]
+        parts = (columns.codes_IR, columns.kept_IR, columns.weight_IR, grid.scale, grid.zero)
+        counted = (self._empty_R, self._too_fine_R)
+        by_linear = zip(*(self.tap_rows.split(part) for part in (*parts, *counted)), strict=True)
+        return (self._stored(*linear) for linear in by_linear)
 
     def solve_values(self, agreed: Sequence[Threshold] | None) -> Columns:
         """Run the column loop; columns in natural order."""
         assert agreed is not None
-        thresholds = torch.tensor([threshold.bit_pattern for threshold in agreed], dtype=torch.int32)
+        thresholds = torch.tensor([max(threshold.bit_pattern, 1) for threshold in agreed], dtype=torch.int32)
         weight_IR = self.tap_rows.weight_IR
         columns = Columns(
             weight_IR=weight_IR,
@@ -138,14 +146,22 @@ class SEPTQRows:
         return columns
 
     def _stored(
-        self, codes_IR: Tensor, kept_IR: Tensor, values_IR: Tensor, scale_R: Tensor, zero_R: Tensor, empty_R: Tensor
+        self,
+        codes_IR: Tensor,
+        kept_IR: Tensor,
+        values_IR: Tensor,
+        scale_R: Tensor,
+        zero_R: Tensor,
+        empty_R: Tensor,
+        too_fine_R: Tensor,
     ) -> SolvedRows:
         bits = self._config.bits
         scale, zero = statistics.of_integer_zero(scale_R[:, None], zero_R[:, None], bits, symmetric=False)
         codes = affine_parts(codes_IR.T.contiguous(), bits, len(codes_IR), scale, zero)
         semantics: Semantics = "add" if self._config.layered else "replace"
         kept = outlier_parts(kept_IR.T.contiguous(), values_IR.T.contiguous(), semantics)
-        return SolvedRows(OutlierGrouped.from_parts(codes, kept), int(empty_R.sum()))
+        deviations = group_deviations(empty_R, too_fine_R, len(codes_IR), None)
+        return SolvedRows(OutlierGrouped.from_parts(codes, kept), deviations)
 
 
 def _histogram(importance_IR: Tensor, known: Threshold | None) -> Tensor:

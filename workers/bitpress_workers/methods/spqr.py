@@ -19,9 +19,9 @@ Worked example, 2 bits: the group [1, 2, 3] spans 2, so scale = 2/3 and zero = -
 [0, 2, 3] and the values [1, 2.3333, 3].
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import inf, lcm
 
 import torch
 from torch import Tensor
@@ -31,10 +31,10 @@ from bitpress.formats.base import ROW_MULTIPLE, Part
 from bitpress.formats.grouped_affine import affine_parts
 from bitpress.formats.outlier_grouped import outlier_parts
 from bitpress.methods import SpQRConfig
-from bitpress_workers.methods.base import SolvedRows, TapRows
+from bitpress_workers.methods.base import SolvedRows, TapRows, group_deviations
 from bitpress_workers.methods.spqr_statistics import records
 from bitpress_workers.numerics.column_solver import Columns, solve_columns
-from bitpress_workers.numerics.grid import RealZeroGrid, fit_real_zero
+from bitpress_workers.numerics.grid import RealZeroGrid, fit_real_zero, is_too_fine
 from bitpress_workers.numerics.hessian import Factor, Gram, factorize
 from bitpress_workers.numerics.kernels import patched_range, run_solver
 
@@ -56,7 +56,7 @@ class SpQR:
         self.survey_rounds = 0 if config.outlier_threshold is None else 1
 
     def row_tile(self, at_least: int) -> int:
-        return at_least + -at_least % math.lcm(ROW_MULTIPLE, self._config.statistics_group_size)
+        return at_least + -at_least % lcm(ROW_MULTIPLE, self._config.statistics_group_size)
 
     def factor(self, gram: Gram) -> Factor:
         config = self._config
@@ -66,13 +66,13 @@ class SpQR:
         return SpQRRows(self._config, weights, factor, row_tile, self._stored_dtype)
 
     def agree(self, surveys: Sequence[Spread], agreed: float | None) -> float:
-        """Return T."""
+        """Return T; infinite when the rows do not differ, or there is but one: then nothing tells an outlier."""
         assert self._config.outlier_threshold is not None
         total = surveys[0]
         for spread in surveys[1:]:
             total = _merge(total, spread)
         variance_I = total.squares_I / max(total.count - 1, 1)
-        return self._config.outlier_threshold * float(variance_I.mean())
+        return self._config.outlier_threshold * float(variance_I.mean()) or inf
 
 
 def _merge(a: Spread, b: Spread) -> Spread:
@@ -99,6 +99,7 @@ class SpQRRows:
         self._group_size = min(config.group_size or factor.num_columns, factor.num_columns)
         self.scale, self.zero = records(config, stored_dtype, self.tap_rows.counts, factor.dead_I.device)
         self._constant: list[Tensor] = []
+        self._too_fine: list[Tensor] = []
 
     def survey(self, agreed: Sequence[float] | None) -> list[list[Spread]]:
         pivots_I1 = self._pivots_I[:, None].double()
@@ -110,17 +111,17 @@ class SpQRRows:
 
         return self.tap_rows.by_tile(spread)
 
-    def solve(self, agreed: Sequence[float] | None) -> list[SolvedRows]:
+    def solve(self, agreed: Sequence[float] | None) -> Iterator[SolvedRows]:
         columns = self.solve_values(agreed)
-        constant_GR = torch.stack(self._constant)
+        constant_GR, too_fine_GR = torch.stack(self._constant), torch.stack(self._too_fine)
         kept_IR = torch.zeros_like(constant_GR) if columns.kept_IR is None else columns.kept_IR
-        parts = zip(
-            *(self.tap_rows.split(part) for part in (columns.codes_IR, kept_IR, columns.weight_IR, constant_GR)),
-            self.scale.stored(),
-            self.zero.stored(),
-            strict=True,
-        )
-        return [self._stored(*linear, outliers=agreed is not None) for linear in parts]
+        split = self.tap_rows.split
+        stored = zip(self.scale.stored(), self.zero.stored(), strict=True)
+        codes = (self._codes(*linear) for linear in zip(split(columns.codes_IR), stored, strict=True))
+        thresholds: Sequence[float | None] = agreed or [None] * len(self.tap_rows.counts)
+        kept = zip(split(kept_IR), split(columns.weight_IR), thresholds, strict=True)
+        counted = zip(split(constant_GR), split(too_fine_GR), strict=True)
+        return (self._stored(*linear) for linear in zip(codes, kept, counted, strict=True))
 
     def solve_values(self, thresholds: Sequence[float] | None) -> Columns:
         """Run the column loop; columns in solve order."""
@@ -152,33 +153,33 @@ class SpQRRows:
             lo_R, hi_R = patched_range(weight_gR, pivots_g, config.bits, config.symmetric, threshold_R)
         else:
             lo_R, hi_R = weight_gR.amin(dim=0), weight_gR.amax(dim=0)
-        constant_R = torch.zeros_like(lo_R, dtype=torch.bool) if all(self._all_dead[first:last]) else lo_R == hi_R
+        constant_R, too_fine_R = lo_R == hi_R, is_too_fine(lo_R, hi_R, config.bits)
+        if all(self._all_dead[first:last]):
+            constant_R = torch.zeros_like(constant_R)
         self._constant.append(constant_R)
+        self._too_fine.append(too_fine_R)
         grid = fit_real_zero(lo_R, hi_R, config.bits, symmetric=config.symmetric, round_zero=config.round_zero)
         return RealZeroGrid(self.scale.keep(grid.scale), self.zero.keep(grid.zero), config.bits)
 
-    def _stored(
-        self,
-        codes_IR: Tensor,
-        kept_IR: Tensor,
-        values_IR: Tensor,
-        constant_GR: Tensor,
-        scale: Part,
-        zero: Part,
-        *,
-        outliers: bool,
-    ) -> SolvedRows:
-        codes = affine_parts(
+    def _codes(self, codes_IR: Tensor, statistics: tuple[Part, Part]) -> Part:
+        return affine_parts(
             codes_IR.T.contiguous(),
             self._config.bits,
             self._group_size,
-            scale,
-            zero,
+            *statistics,
             order_I=self._factor.order_I,
             dead_columns=self._factor.dead_I.nonzero().flatten(),
         )
-        num_constant = int(constant_GR.sum())
-        if not outliers:
-            return SolvedRows(GroupedAffine.from_parts(codes), num_constant)
-        kept = outlier_parts(kept_IR.T.contiguous(), values_IR.T.contiguous())
-        return SolvedRows(OutlierGrouped.from_parts(codes, kept), num_constant)
+
+    def _stored(
+        self, codes: Part, kept: tuple[Tensor, Tensor, float | None], counted: tuple[Tensor, Tensor]
+    ) -> SolvedRows:
+        config, (kept_IR, values_IR, threshold) = self._config, kept
+        deviations = group_deviations(*counted, len(values_IR), config.group_size)
+        if config.scale_bits is not None:
+            deviations["short-statistics"] = int(kept_IR.shape[1] % config.statistics_group_size != 0)
+        if threshold is None:
+            return SolvedRows(GroupedAffine.from_parts(codes), deviations)
+        deviations["no-threshold"] = kept_IR.shape[1] if threshold == inf else 0
+        outliers = outlier_parts(kept_IR.T.contiguous(), values_IR.T.contiguous())
+        return SolvedRows(OutlierGrouped.from_parts(codes, outliers), deviations)

@@ -23,7 +23,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-SMALLEST = {torch.float16: 2.0**-24, torch.float32: 2.0**-126}
+SMALLEST_FLOAT16, SMALLEST_FLOAT32 = 2.0**-24, 2.0**-126
+SMALLEST = {torch.float16: SMALLEST_FLOAT16, torch.float32: SMALLEST_FLOAT32}
+SMALLEST_DIVISOR = 1e-9  # of weights on a real zero's grid (SpQR's published quantizer)
 # A real zero this far from the codes means that the weights differ by less than 16 bits resolve.
 MAX_REAL_ZERO = 2.0**14
 SEARCH_STEPS = 80  # shrink factors 1.00, 0.99 .. 0.21 (SEPTQ: grid 100, maxshrink 0.8)
@@ -74,7 +76,7 @@ class RealZeroGrid:
     @cached_property
     def divisor(self) -> Tensor:
         """What weights are divided by: a scale that was itself quantized may be 0."""
-        return self.scale.clamp(min=1e-9)
+        return self.scale.clamp(min=SMALLEST_DIVISOR)
 
 
 Grid = IntegerZeroGrid | RealZeroGrid
@@ -85,6 +87,11 @@ def stack(grids: Sequence[IntegerZeroGrid]) -> IntegerZeroGrid:
     return IntegerZeroGrid(
         torch.stack([grid.scale for grid in grids]), torch.stack([grid.zero for grid in grids]), grids[0].bits
     )
+
+
+def is_too_fine(lo: Tensor, hi: Tensor, bits: int) -> Tensor:
+    """Where weights between lo and hi differ by so little that 16 bits hold no scale for them, bool."""
+    return (hi > lo) & ((hi - lo) / (2**bits - 1) < SMALLEST_FLOAT16)
 
 
 def stored_scale(scale: Tensor, scale_dtype: torch.dtype) -> Tensor:

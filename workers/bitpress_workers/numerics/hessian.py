@@ -157,10 +157,10 @@ class Factor:
         return columns if self.order_I is None else self.order_I[columns]
 
 
-def unfactored(gram: Gram) -> Factor:
+def unfactored(num_columns: int, device: torch.device, num_tokens: int = 0) -> Factor:
     """Return a Factor for a method that looks at no Hessian: no column is dead to it."""
-    dead_I = torch.zeros(len(gram.xtx_II), dtype=torch.bool, device=gram.xtx_II.device)
-    return Factor(gram.xtx_II.new_zeros(0, 0), None, dead_I, None, gram.num_tokens)
+    dead_I = torch.zeros(num_columns, dtype=torch.bool, device=device)
+    return Factor(torch.zeros(0, 0, device=device), None, dead_I, None, num_tokens)
 
 
 def factorize(

@@ -1,10 +1,11 @@
 """What passes between shards while a tap's linears are solved, and what it proves of them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from bitpress.artifacts import LinearDeviation
 from bitpress.formats import CompressedLinear
 from bitpress_workers.methods.base import SolvedRows
 from bitpress_workers.numerics.hessian import Factor, Gram
@@ -54,7 +55,7 @@ class Evidence:
     stored_bits: int
     relative_error: float
     outlier_fraction: float
-    num_constant_groups: int
+    deviations: Mapping[LinearDeviation, int]
 
 
 @full_float32()
@@ -84,5 +85,5 @@ def join_evidence(compressed: CompressedLinear, parts: Sequence[Part]) -> Eviden
         stored_bits=compressed.stored_bits(),
         relative_error=error / reference if reference else 0.0,
         outlier_fraction=compressed.outlier_fraction,
-        num_constant_groups=sum(part.solved.num_constant_groups for part in parts),
+        deviations={kind: sum(part.solved.deviations[kind] for part in parts) for kind in parts[0].solved.deviations},
     )

@@ -6,7 +6,7 @@ different taps at the same time. Then the factor goes to all shards, each solves
 rows go to all shards.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -114,12 +114,14 @@ class RowSolving:
             agreed = self._agree(tap, self._survey(solver, rows, agreed), agreed)
         if solver is None:
             return {}
+        solved = solver.solve(None if agreed is None else [agreed[name] for name in rows])
+        return {name: self._part(name, of, self._next(name, solved), data) for name, of in rows.items()}
+
+    def _next(self, name: str, solved: Iterator[SolvedRows]) -> SolvedRows:
         try:
-            solved = solver.solve(None if agreed is None else [agreed[name] for name in rows])
+            return next(solved)
         except NumericalError as error:
-            names = ", ".join(f"{self._name}.{name}" for name in rows)
-            raise NumericalError(f"{names}: {error.message}") from error
-        return {name: self._part(name, rows[name], part, data) for name, part in zip(rows, solved, strict=True)}
+            raise NumericalError(f"{self._name}.{name}: {error.message}") from error
 
     def _survey(
         self, solver: RowSolver | None, rows: Mapping[str, range], agreed: Agreements | None

@@ -192,7 +192,7 @@ class Pipeline:
     def _solver(self, fleet: Fleet, meter: ProgressMeter) -> Solver:
         """How the method compresses a block in hand."""
         if isinstance(self.method, BlockMethod):
-            return BlockTrainer(fleet, self.method, meter)
+            return BlockTrainer(fleet, self.plan, self.method, meter)
         damping = getattr(self.spec.method, "damping", None)
         return TapSolver(fleet, self.plan, self.method, damping, meter)
 

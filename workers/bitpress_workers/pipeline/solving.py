@@ -1,18 +1,19 @@
 """How a block in hand is compressed: tap by tap, each linear given its Hessian, or all linears by training."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import fsum, prod
 from typing import ClassVar, Protocol
 
-from bitpress.artifacts import LedgerEntry, LinearReport
+from bitpress.artifacts import LedgerEntry, LinearDeviation, LinearReport
 from bitpress_workers.methods.base import Method
 from bitpress_workers.methods.block_base import BlockMethod
 from bitpress_workers.models.family import Tap
 from bitpress_workers.pipeline.block_training import TrainedPart
 from bitpress_workers.pipeline.evidence import Evidence, TapFacts
 from bitpress_workers.pipeline.fleet import Fleet, Ref
+from bitpress_workers.pipeline.ledger import linear_entries, tap_entries, trained_expert_entries
 from bitpress_workers.pipeline.plan import Plan
 from bitpress_workers.pipeline.progress import ProgressMeter
 from bitpress_workers.pipeline.shard import Shard
@@ -64,14 +65,16 @@ class TapSolver:
             )
             facts = {name: found for of_shard in of_shards for name, found in of_shard.items()}
             for tap in stage:
-                solved.ledger += self._deviations(index, tap, facts[tap.name])
-                for linear, constant_groups in self._solve(index, tap, facts[tap.name], len(solved.linears)):
+                solved.ledger += tap_entries(index, tap, facts[tap.name], self.damping)
+                for linear, deviations in self._solve(index, tap, facts[tap.name], len(solved.linears)):
                     solved.linears.append(linear)
-                    solved.ledger += _constant_groups(index, linear.name, constant_groups)
+                    solved.ledger += linear_entries(index, linear.name, deviations)
         return solved
 
-    def _solve(self, index: int, tap: Tap, facts: TapFacts, linears_done: int) -> list[tuple[LinearReport, int]]:
-        """Solve a tap's linears on all shards. Returns their reports and numbers of constant groups."""
+    def _solve(
+        self, index: int, tap: Tap, facts: TapFacts, linears_done: int
+    ) -> list[tuple[LinearReport, Mapping[LinearDeviation, int]]]:
+        """Solve a tap's linears on all shards. Returns their reports, and how often which deviations happened."""
         started = time.monotonic()
         self.meter.linear(index, ", ".join(tap.linears), linears_done / len(self.plan.blocks[index].linears))
         evidence: list[Evidence] = self.fleet.get(self.fleet.all(Shard.solve, tap.name))[0]
@@ -89,7 +92,7 @@ class TapSolver:
                     num_tokens=facts.num_tokens,
                     seconds=seconds * prod(found.shape) / num_weights,
                 ),
-                found.num_constant_groups,
+                found.deviations,
             )
             for name, found in zip(tap.linears, evidence, strict=True)
         ]
@@ -99,28 +102,13 @@ class TapSolver:
         block = self.plan.blocks[index]
         return [block.taps] if self.method.propagation == "block" else block.stages
 
-    def _deviations(self, index: int, tap: Tap, facts: TapFacts) -> list[LedgerEntry]:
-        where = f"block {index}, tap {tap.name}"
-        entries = []
-        if facts.damping_used != self.damping:
-            detail = f"damping {self.damping} was not enough to factorize the Hessian; {facts.damping_used} was used"
-            entries.append(LedgerEntry(kind="damping-raised", where=where, detail=detail))
-        if tap.routed and self.damping is not None and facts.num_tokens < facts.num_columns:
-            detail = f"{facts.num_tokens} tokens reached this expert, whose Hessian has {facts.num_columns} columns" + (
-                "" if facts.num_tokens else "; its linears were solved as if no input mattered more than another"
-            )
-            entries.append(LedgerEntry(kind="starved-expert", where=where, detail=detail))
-        if facts.num_dead:
-            detail = f"{facts.num_dead} inputs were zero on every calibration token; their weights are stored as zero"
-            entries.append(LedgerEntry(kind="dead-columns", where=where, detail=detail))
-        return entries
-
 
 @dataclass
 class BlockTrainer:
     """For methods that train blocks; see `block_training`."""
 
     fleet: Fleet
+    plan: Plan
     method: BlockMethod
     meter: ProgressMeter
     streams: ClassVar[tuple[str, ...]] = ("calibration", "reference")
@@ -143,12 +131,14 @@ class BlockTrainer:
         parts: list[dict[str, TrainedPart]] = self.fleet.get(self.fleet.all(Shard.finish_training, state))
         losses: list[float] = self.fleet.get([self.fleet.on(0, Shard.training_losses, state)])[0]
         solved = Solved(training_losses=_means(losses, self.method.epochs))
+        taps = {name: tap for tap in self.plan.blocks[index].taps for name in tap.linears}
         num_weights = sum(prod(part.shape) for part in parts[0].values())
         seconds_per_weight = (time.monotonic() - started) / num_weights
         for name, part in parts[0].items():
             solved.linears.append(_trained_report(name, [of_shard[name] for of_shard in parts], seconds_per_weight))
-            solved.ledger += _constant_groups(index, name, part.num_constant_rows)
-            solved.ledger += _starved(index, solved.linears[-1])
+            solved.ledger += linear_entries(index, name, {"constant-groups": part.num_constant_rows})
+            num_tokens = solved.linears[-1].num_tokens
+            solved.ledger += trained_expert_entries(index, taps[name], name, num_tokens, part.shape[1])
         return solved
 
 
@@ -168,23 +158,6 @@ def _trained_report(name: str, parts: Sequence[TrainedPart], seconds_per_weight:
     )
 
 
-def _starved(index: int, linear: LinearReport) -> list[LedgerEntry]:
-    if linear.num_tokens:
-        return []
-    detail = (
-        "no token reached this linear: its scales were not trained, and unless the dense model sent it some, "
-        "its first channels count as salient"
-    )
-    return [LedgerEntry(kind="starved-expert", where=f"block {index}, {linear.name}", detail=detail)]
-
-
 def _means(losses: Sequence[float], epochs: int) -> tuple[float, ...]:
     size = len(losses) // epochs if epochs else 1
     return tuple(fsum(losses[start : start + size]) / size for start in range(0, len(losses), size))
-
-
-def _constant_groups(index: int, name: str, number: int) -> list[LedgerEntry]:
-    if not number:
-        return []
-    detail = f"{number} groups of weights are all alike; they are stored as that one value"
-    return [LedgerEntry(kind="constant-groups", where=f"block {index}, {name}", detail=detail)]

@@ -10,12 +10,13 @@ Shapes as in `column_solver`, T rows of a tile; NumPy arrays, rows without gaps.
 
 import numpy as np
 
+from bitpress_workers.numerics import grid
 from bitpress_workers.numerics.grid import MAX_REAL_ZERO
 from bitpress_workers.numerics.kernels.cpu_compile import Bools, Bytes, Float, Floats, Integers, compiled
 
 TILE = 256
 ZERO, HALF, MINUS_ONE, INFINITY = np.float32(0), np.float32(0.5), np.float32(-1), np.float32(np.inf)
-SMALLEST_DIVISOR = np.float32(1e-9)
+SMALLEST_DIVISOR = np.float32(grid.SMALLEST_DIVISOR)
 FARTHEST_ZERO = np.float32(MAX_REAL_ZERO)
 SMALLEST_NORMAL_HALF = np.float32(2.0**-14)
 FIRST_INFINITE_HALF = np.float32(65520)

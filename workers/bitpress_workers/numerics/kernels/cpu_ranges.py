@@ -8,13 +8,14 @@ Shapes: g columns of a group, R rows, T rows of a tile.
 
 import numpy as np
 
-from bitpress_workers.numerics.grid import MAX_REAL_ZERO, SMALLEST
+from bitpress_workers.numerics import grid
+from bitpress_workers.numerics.grid import MAX_REAL_ZERO, SMALLEST_FLOAT32
 from bitpress_workers.numerics.kernels.cpu_compile import Float, Floats, Integers, compiled
 
 TILE = 128
 ZERO, ONE, TWO, INFINITY = np.float32(0), np.float32(1), np.float32(2), np.float32(np.inf)
-FARTHEST, SMALLEST_SCALE = np.float32(MAX_REAL_ZERO), np.float32(min(SMALLEST.values()))
-SMALLEST_DIVISOR = np.float32(1e-9)
+FARTHEST, SMALLEST_SCALE = np.float32(MAX_REAL_ZERO), np.float32(SMALLEST_FLOAT32)
+SMALLEST_DIVISOR = np.float32(grid.SMALLEST_DIVISOR)
 
 
 @compiled
@@ -34,6 +35,8 @@ def patched_range(
             threshold_T[r] = threshold_R[start + r]
         if size > 1:
             _gains(weight_gT, pivots_g, top, symmetric, values_gT)
+        else:
+            values_gT[:] = 0  # nothing is gained from leaving out a single weight
         _replace(weight_gT, threshold_T, values_gT)
         _range(values_gT, lo_T, hi_T)
         for r in range(rows):

@@ -10,11 +10,13 @@ import torch
 import triton
 import triton.language as tl
 
+from bitpress_workers.numerics import grid
+
 TRITON_DTYPES = {torch.float16: tl.float16, torch.float32: tl.float32}
 # Adding and subtracting 1.5 * 2**23 rounds to a whole number, half to even, below 2**22; what is larger is clamped.
 ROUNDER = tl.constexpr(12582912.0)
 # A real zero grid's divisor; see `grid.RealZeroGrid.divisor`.
-SMALLEST_DIVISOR = tl.constexpr(1e-9)
+SMALLEST_DIVISOR = tl.constexpr(grid.SMALLEST_DIVISOR)
 
 
 @triton.jit
