@@ -1,0 +1,140 @@
+"""A Ray cluster of three nodes on this machine, on loopback, one of its parts killed in the middle of a block."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pipeline_helpers import block_hashes, make_spec, run
+from ray_jobs import RayJob, pid
+
+from bitpress.errors import Conflict, InvalidJob, WorkerLost
+from bitpress.jobs import JobSpec, Progress
+from bitpress.methods import RTNConfig
+from bitpress_workers.pipeline.shard import ShardConfig
+from bitpress_workers.ray_fleet import RaySession
+
+# isort: split
+import ray  # when it is imported, Ray reads how to authenticate, which ray_fleet sets
+from ray.cluster_utils import Cluster
+
+SPQR = {"kind": "spqr", "bits": 3}
+ONE_CORE = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 * 2**20}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    cluster = Cluster(initialize_head=True, head_node_args=ONE_CORE)
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def session(cluster: Cluster) -> Iterator[RaySession]:
+    with RaySession(cluster.address, None) as session:
+        yield session
+
+
+@pytest.fixture
+def nodes(cluster: Cluster, session: RaySession) -> list[object]:
+    """The two nodes beside the head."""
+    while len(cluster.worker_nodes) < 2:
+        cluster.add_node(**ONE_CORE)
+    return list(cluster.worker_nodes)
+
+
+@pytest.fixture
+def spec(opt_mini: Path, texts: Path) -> JobSpec:
+    return make_spec(opt_mini, texts, SPQR, devices=3)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    opt_mini = Path(__file__).parents[1] / "data" / "opt-mini"
+    run(make_spec(opt_mini, texts, SPQR, devices=1), out)
+    return out
+
+
+def in_the_middle(job: RayJob, progress: Progress) -> bool:
+    """Whether the first fleet has begun to solve the third block."""
+    return len(job.fleets) == 1 and progress.blocks_done == 2 and progress.linear == "fc1"
+
+
+def test_a_killed_shard_costs_no_more_than_the_block_in_hand(
+    session: RaySession, nodes: list[object], spec: JobSpec, undisturbed: Path, tmp_path: Path
+) -> None:
+    def strike(job: RayJob, progress: Progress) -> None:
+        if in_the_middle(job, progress):
+            os.kill(pid(job.fleets[0], 1), signal.SIGKILL)
+
+    job = RayJob(session, tmp_path / "out", strike)
+    report = job.run(spec)
+    assert [fleet.size for fleet in job.fleets] == [3, 3]
+    assert block_hashes(tmp_path / "out") == block_hashes(undisturbed)
+    (loss,) = [entry for entry in report.ledger if entry.kind == "worker-replaced"]
+    assert loss.where == "after 2 blocks" and "shard 1 on " in loss.detail
+    assert any(line.startswith("after 2 blocks: shard 1 on ") for line in job.lines)
+
+
+def test_a_killed_node_leaves_a_smaller_fleet(
+    cluster: Cluster, session: RaySession, nodes: list[object], spec: JobSpec, undisturbed: Path, tmp_path: Path
+) -> None:
+    def strike(job: RayJob, progress: Progress) -> None:
+        if in_the_middle(job, progress):
+            cluster.remove_node(nodes[0], allow_graceful=False)
+
+    job = RayJob(session, tmp_path / "out", strike)
+    report = job.run(spec)
+    assert [fleet.size for fleet in job.fleets] == [3, 2]
+    assert block_hashes(tmp_path / "out") == block_hashes(undisturbed)
+    assert [entry.where for entry in report.ledger if entry.kind == "worker-replaced"] == ["after 2 blocks"]
+
+
+def config(model: Path, directory: Path) -> ShardConfig:
+    return ShardConfig(str(model), RTNConfig(bits=4), "cpu", directory.as_uri(), (range(1),), 64)
+
+
+def test_devices_that_are_busy_are_waited_for_and_those_that_are_not_there_are_not(
+    session: RaySession, nodes: list[object], opt_mini: Path, tmp_path: Path
+) -> None:
+    settings, others = config(opt_mini, tmp_path), ray.util.placement_group([{"CPU": 1.0}])
+    ray.get(others.ready())
+    reasons = []
+
+    def waiting(reason: str) -> None:
+        reasons.append(reason)
+        ray.util.remove_placement_group(others)
+
+    session.make_fleet(settings, 3, 3, waiting).close()
+    assert reasons[0] == "waiting for 3 devices: the cluster has 3, but not all of them are free"
+    with pytest.raises(InvalidJob, match=r"asks for 4 devices .* the whole cluster has 3"):
+        session.make_fleet(settings, 4, 4, waiting)
+
+
+def test_a_host_with_another_version_is_refused(
+    cluster: Cluster, session: RaySession, nodes: list[object], opt_mini: Path, tmp_path: Path
+) -> None:
+    metadata = tmp_path / "other" / "bitpress-0.0.9.dist-info" / "METADATA"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text("Metadata-Version: 2.1\nName: bitpress\nVersion: 0.0.9\n")
+    node = cluster.add_node(**ONE_CORE, env_vars={"PYTHONPATH": str(tmp_path / "other")})
+    try:
+        with pytest.raises(Conflict, match=r"host \S+ has bitpress 0\.0\.9 \(here"):
+            session.make_fleet(config(opt_mini, tmp_path), 4, 4, lambda reason: None)
+    finally:
+        cluster.remove_node(node)
+
+
+def test_a_fleet_that_keeps_dying_ends_the_attempt(
+    session: RaySession, nodes: list[object], spec: JobSpec, tmp_path: Path
+) -> None:
+    def strike(job: RayJob, progress: Progress) -> None:
+        if progress.phase == "calibrating":
+            os.kill(pid(job.fleets[-1], 0), signal.SIGKILL)
+
+    job = RayJob(session, tmp_path / "out", strike)
+    with pytest.raises(WorkerLost, match=r"shard 0 on .* was lost"):
+        job.run(spec.model_copy(update={"devices": 1}))
+    assert len(job.fleets) == 4
