@@ -9,6 +9,7 @@ import pytest
 from pipeline_helpers import block_hashes, make_spec, run
 from ray_jobs import RayJob, pid
 
+from bitpress.artifacts import Report
 from bitpress.errors import Conflict, InvalidJob, WorkerLost
 from bitpress.jobs import JobSpec, Progress
 from bitpress.methods import RTNConfig
@@ -62,19 +63,21 @@ def in_the_middle(job: RayJob, progress: Progress) -> bool:
     return len(job.fleets) == 1 and progress.blocks_done == 2 and progress.linear == "fc1"
 
 
-def test_a_killed_shard_costs_no_more_than_the_block_in_hand(
+def test_killed_shards_cost_the_block_in_hand_or_the_evaluation_and_no_more(
     session: RaySession, nodes: list[object], spec: JobSpec, undisturbed: Path, tmp_path: Path
 ) -> None:
     def strike(job: RayJob, progress: Progress) -> None:
-        if in_the_middle(job, progress):
-            os.kill(pid(job.fleets[0], 1), signal.SIGKILL)
+        if in_the_middle(job, progress) or (len(job.fleets) == 2 and progress.phase == "evaluating"):
+            os.kill(pid(job.fleets[-1], 1), signal.SIGKILL)
 
     job = RayJob(session, tmp_path / "out", strike)
     report = job.run(spec)
-    assert [fleet.size for fleet in job.fleets] == [3, 3]
+    assert [fleet.size for fleet in job.fleets] == [3, 3, 3]
     assert block_hashes(tmp_path / "out") == block_hashes(undisturbed)
-    (loss,) = [entry for entry in report.ledger if entry.kind == "worker-replaced"]
-    assert loss.where == "after 2 blocks" and "shard 1 on " in loss.detail
+    assert report.perplexity == Report.model_validate_json((undisturbed / "report.json").read_bytes()).perplexity
+    losses = [entry for entry in report.ledger if entry.kind == "worker-replaced"]
+    assert [loss.where for loss in losses] == ["after 2 blocks", "after 4 blocks"]
+    assert all(loss.detail.startswith("shard 1 on ") for loss in losses)
     assert any(line.startswith("after 2 blocks: shard 1 on ") for line in job.lines)
 
 
