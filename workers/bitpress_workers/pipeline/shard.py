@@ -4,6 +4,7 @@ A plain class: a fleet calls it in this process or in an actor. What it knows of
 its `Group`; methods in which they exchange are called on all of them.
 """
 
+import gc
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -116,6 +117,7 @@ class Shard:
         self._block = nn.Module()  # let go of the last block before the next one is read
         self._block_index = block_index
         self._compressed = {}
+        gc.collect()  # solvers refer to themselves; left to Python, what they hold lasts for several blocks
         self._taps = {tap.name: tap for tap in self._skeleton.taps(block_index)}
         self._block = self._skeleton.load_block(block_index)
         if block_index + 1 < self._skeleton.num_blocks:
