@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from pipeline_helpers import block_hashes, make_spec, run
-from ray_jobs import RayJob, pid
+from ray_jobs import RayJob, in_shard
 
 from bitpress.artifacts import Report
 from bitpress.errors import Conflict, InvalidJob, WorkerLost
@@ -68,7 +68,7 @@ def test_killed_shards_cost_the_block_in_hand_or_the_evaluation_and_no_more(
 ) -> None:
     def strike(job: RayJob, progress: Progress) -> None:
         if in_the_middle(job, progress) or (len(job.fleets) == 2 and progress.phase == "evaluating"):
-            os.kill(pid(job.fleets[-1], 1), signal.SIGKILL)
+            os.kill(in_shard(job.fleets[-1], 1, os.getpid), signal.SIGKILL)
 
     job = RayJob(session, tmp_path / "out", strike)
     report = job.run(spec)
@@ -130,12 +130,21 @@ def test_a_host_with_another_version_is_refused(
         cluster.remove_node(node)
 
 
+def test_shards_compute_as_their_driver_does(
+    session: RaySession, nodes: list[object], opt_mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    fleet = session.make_fleet(config(opt_mini, tmp_path), 1, 1, lambda reason: None)
+    assert in_shard(fleet, 0, lambda: os.environ["MKL_CBWR"]) == "COMPATIBLE"
+    fleet.close()
+
+
 def test_a_fleet_that_keeps_dying_ends_the_attempt(
     session: RaySession, nodes: list[object], spec: JobSpec, tmp_path: Path
 ) -> None:
     def strike(job: RayJob, progress: Progress) -> None:
         if progress.phase == "calibrating":
-            os.kill(pid(job.fleets[-1], 0), signal.SIGKILL)
+            os.kill(in_shard(job.fleets[-1], 0, os.getpid), signal.SIGKILL)
 
     job = RayJob(session, tmp_path / "out", strike)
     with pytest.raises(WorkerLost, match=r"shard 0 on .* was lost"):

@@ -1,9 +1,9 @@
 """Jobs on Ray in the test's own process, which can look at the fleet and strike it while they run."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bitpress.artifacts import Report
 from bitpress.jobs import JobSpec, Progress
@@ -51,7 +51,6 @@ class RayJob:
         return self.fleets[-1]
 
 
-def pid(fleet: RayFleet, shard: int) -> int:
-    """The process of a shard that is idle."""
-    found: int = ray.get(fleet._actors[shard].__ray_call__.remote(lambda _: os.getpid()))
-    return found
+def in_shard(fleet: RayFleet, shard: int, function: Callable[[], Any]) -> Any:
+    """What a function returns in the process of a shard that is idle."""
+    return ray.get(fleet._actors[shard].__ray_call__.remote(lambda _: function()))

@@ -32,6 +32,7 @@ from bitpress_workers.pipeline.shard import Shard, ShardConfig, device_of
 LOOK_SECONDS = 5.0  # between two looks at whether there is room for a fleet
 CAUSE_SECONDS = 20.0  # shards notice at once that another one is gone; Ray knows why, but somewhat later
 LIBRARIES = ("bitpress", "torch", "transformers")
+ARITHMETIC = ("MKL_CBWR",)  # the variables that bits depend on: a cluster's hosts may have been started without them
 
 # NodeDiedError is no RayActorError, so each is named.
 LOST = (
@@ -97,7 +98,9 @@ class RayFleet:
         strategy = PlacementGroupSchedulingStrategy(placement_group=group)
         resources = {"num_cpus": 1, "num_gpus": 1 if config.device == "cuda" else 0}
         # A restarted actor would have lost its activations: the whole fleet is made anew, and the job goes on.
-        actor = ray.remote(max_restarts=0, max_task_retries=0, scheduling_strategy=strategy, **resources)(_Actor)
+        options = {"max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": strategy, **resources}
+        ours = {name: os.environ[name] for name in ARITHMETIC if name in os.environ}
+        actor = ray.remote(**options, runtime_env={"env_vars": ours})(_Actor)
         self._actors: list[ActorHandle] = [actor.remote() for _ in range(self.size)]
         self._hosts = ["a host"] * self.size
         try:
