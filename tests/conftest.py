@@ -5,6 +5,10 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+# Read by MKL when torch loads it, and set by every process of ours: a GEMM's bits must not depend on where its
+# operands lie in memory.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
 import pytest
 import torch
 

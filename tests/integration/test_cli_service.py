@@ -290,6 +290,6 @@ def test_methods_are_listed_with_their_parameters() -> None:
     assert offered
     table = bitpress("methods").stdout
     rows = [line.split() for line in table.splitlines()]
-    assert ["spqr", "order", '"activation"'] in rows
+    assert ["spqr", "order", '"activation"'] in [row[:3] for row in rows]
     assert ["rtn", "group_size", "null", "columns", "of"] in [row[:5] for row in rows]
     assert ["septq", "bits", "required", "bits", "of", "a", "weight's", "code"] in rows

@@ -128,7 +128,7 @@ def test_a_loss_that_is_not_finite_names_the_block(opt_mini: Path, texts: Path, 
         run(short_spec(opt_mini, texts, method), tmp_path / "out")
 
 
-def test_an_expert_that_no_token_reached_is_in_the_ledger(texts: Path, tmp_path: Path) -> None:
+def test_an_expert_that_too_few_tokens_reached_is_in_the_ledger(texts: Path, tmp_path: Path) -> None:
     build("qwen3_moe", vocab_size=256).save_pretrained(tmp_path / "model")
     write_byte_tokenizer(tmp_path / "model")
     calibration = {"dataset": str(texts / "calibration.txt"), "num_sequences": 1, "sequence_length": 8}
@@ -138,7 +138,7 @@ def test_an_expert_that_no_token_reached_is_in_the_ledger(texts: Path, tmp_path:
         f"block {block.index}, {linear.name}"
         for block in report.blocks
         for linear in block.linears
-        if not linear.num_tokens
+        if ".experts." in linear.name and linear.num_tokens < linear.shape[1]
     }
-    assert starved
+    assert any(not linear.num_tokens for block in report.blocks for linear in block.linears)
     assert {entry.where for entry in report.ledger if entry.kind == "starved-expert"} == starved

@@ -51,7 +51,8 @@ class Dispatcher:
         try:
             await self._run_jobs(stop)
         finally:
-            await plans
+            plans.cancel()
+            await asyncio.wait({plans})
 
     async def _run_jobs(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
@@ -77,8 +78,8 @@ class Dispatcher:
                     await _sleep(self.poll_seconds, stop)
                 else:
                     await self.store.answer_plan(order.id, await self._plan(order.request))
-            except Unavailable as error:
-                log.warning("no plans are made: %s", error)
+            except (Unavailable, OSError, ValueError) as error:  # a job in hand must not end for that
+                log.warning("a plan was not made: %s", error)
                 await _sleep(self.poll_seconds * 4, stop)
 
     async def _plan(self, request: PlanRequest) -> PlanAnswer:

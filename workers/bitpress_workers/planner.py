@@ -5,12 +5,14 @@ and whoever started it may end it at any time.
 """
 
 import resource
+import signal
 import sys
 import warnings
 from pathlib import Path
 
 from bitpress.errors import BitpressError
 from bitpress.plans import DevicesLike, PlanAnswer, PlanRequest, Rates
+from bitpress_workers.parent import end_with_parent
 from bitpress_workers.pipeline.fleet import local_devices
 from bitpress_workers.pipeline.outlook import RatesFrom, outlook
 from bitpress_workers.pipeline.plan import Devices
@@ -48,6 +50,7 @@ def _of_cluster(address: str) -> Devices:
 
 def main(ray_address: str, rates_file: Path) -> int:
     """Entry point of `python -m bitpress_workers plan`."""
+    end_with_parent(signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     warnings.simplefilter("ignore")
     request = PlanRequest.model_validate_json(sys.stdin.read())

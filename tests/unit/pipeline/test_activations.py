@@ -1,6 +1,5 @@
 """Hidden states between the blocks: where they lie and how they are cut does not show in them."""
 
-
 import pytest
 import torch
 from small_models import build

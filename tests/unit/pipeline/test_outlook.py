@@ -89,16 +89,25 @@ def test_llama_65b_with_spqr(llama: Path) -> None:
     assert "1% of the weights are outliers; the threshold and the data decide" in report.assumptions
 
 
-def test_times_follow_from_stated_rates_and_shrink_with_devices_but_for_the_factor(opt: Path) -> None:
+def test_times_follow_from_stated_rates_and_shrink_with_devices_where_work_can_be_shared(opt: Path) -> None:
     rates = Rates(gemm_gflops=50e3, half_gemm_gflops=600e3, loop_gflops=1000)
     one, eight = (plan(spec_of(opt, SEPTQ, devices=devices), H200, rates) for devices in (1, 8))
     assert one.phases["hessian"].seconds == pytest.approx(one.phases["hessian"].flops / 600e12)
     assert one.phases["factor"].seconds == pytest.approx(one.phases["factor"].flops / 50e12)
     for name in ("hessian", "forward", "solve", "evidence"):
         assert eight.phases[name].seconds == pytest.approx((one.phases[name].seconds or 0) / 8)
-    assert eight.phases["factor"] == one.phases["factor"]
+    assert eight.phases["factor"] == one.phases["factor"]  # SEPTQ's stages have one tap each
     assert one.seconds == pytest.approx(sum(phase.seconds or 0 for phase in one.phases.values()))
     assert plan(spec_of(opt, SEPTQ)).seconds is None
+
+
+def test_shards_take_the_factors_of_a_stage_in_turn(llama: Path) -> None:
+    rates = Rates(gemm_gflops=50e3, loop_gflops=1000)
+    one, two, four = (plan(spec_of(llama, SPQR, devices=devices), H200, rates) for devices in (1, 2, 4))
+    narrow, wide = 8192**3, 22016**3
+    assert one.phases["factor"].seconds == pytest.approx(2 * 2 / 3 * (3 * narrow + wide) / 50e12)
+    assert two.phases["factor"].seconds == pytest.approx(2 * 2 / 3 * (narrow + wide) / 50e12)
+    assert four.phases["factor"].seconds == pytest.approx(2 * 2 / 3 * wide / 50e12)
 
 
 def test_evaluation_costs_two_passes_and_the_head(opt: Path) -> None:

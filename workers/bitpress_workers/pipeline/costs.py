@@ -7,6 +7,7 @@ n^3 for a factor, each linear's output error on the whole Hessian.
 
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import accumulate
 from math import prod
 from typing import Literal
 
@@ -64,6 +65,17 @@ def head_flops(spec: JobSpec, sizes: ModelSizes, num_windows: int) -> int:
 def factor_flops(num_columns: int) -> int:
     """A Cholesky factorization and the inversion of its factor: n^3 / 3 each."""
     return 2 * num_columns**3 // 3
+
+
+def factor_share(method: MethodConfig, block: BlockSizes, num_shards: int) -> float:
+    """Part of a block's factorizations that one has to wait for: shards take taps in turn, stage by stage."""
+    cubes = [block.linears[tap.linears[0]][1] ** 3 for tap in block.taps]
+    lengths = [len(cubes)] if _propagation(method) == "block" else [len(stage) for stage in block.stages]
+    waited, first = 0, 0
+    for last in accumulate(lengths):
+        waited += max(sum(cubes[first + shard : last : num_shards]) for shard in range(num_shards))
+        first = last
+    return waited / sum(cubes)
 
 
 def hessian_flops(num_columns: int, num_tokens: float, kind: str) -> int:

@@ -14,7 +14,7 @@ from bitpress_workers.methods import create
 from bitpress_workers.methods.block_base import BlockMethod
 from bitpress_workers.models.checkpoint import Checkpoint
 from bitpress_workers.models.outline import Outline
-from bitpress_workers.pipeline.costs import Cost, Phase, block_cost, head_flops, restoring_flops
+from bitpress_workers.pipeline.costs import Cost, Phase, block_cost, factor_share, head_flops, restoring_flops
 from bitpress_workers.pipeline.estimate import DOCUMENT_TOKENS, Estimate
 from bitpress_workers.pipeline.placement import micro_batch_size
 from bitpress_workers.pipeline.plan import Devices, Plan, make_plan
@@ -145,13 +145,16 @@ def _phases(
     spec: JobSpec, plan: Plan, num_windows: int, cost: Cost, rates: Rates | None, kind: str
 ) -> dict[str, PhaseCost]:
     """Operations and seconds of each phase; a phase lasts as long as the shard that has most of it."""
-    pieces: dict[Phase, int] = {
-        "forward": len(plan.slices),
-        "hessian": len(plan.slices),
-        "evaluation": -(-num_windows // micro_batch_size(spec.evaluation.sequence_length)),
-        "solve": plan.num_shards,
-        "evidence": plan.num_shards,
-    }  # all else is one shard's business: a tap's factor, a training step after the other
+    windows = -(-num_windows // micro_batch_size(spec.evaluation.sequence_length))
+    in_slices = _longest(len(plan.slices), plan.num_shards)
+    longest: dict[Phase, float] = {
+        "forward": in_slices,
+        "hessian": in_slices,
+        "factor": factor_share(spec.method, plan.blocks[-1], plan.num_shards),
+        "solve": 1 / plan.num_shards,
+        "evidence": 1 / plan.num_shards,
+        "evaluation": _longest(windows, plan.num_shards),
+    }  # training steps come one after the other
     half = rates and kind != "cpu" and not isinstance(create(spec.method), BlockMethod)
     phases: dict[str, PhaseCost] = {}
     for phase in cost.products | cost.elementwise:
@@ -160,11 +163,14 @@ def _phases(
         if rates:
             in_half = half and phase in ("forward", "hessian", "evaluation")
             gemm = (rates.half_gemm_gflops if in_half else None) or rates.gemm_gflops
-            number = pieces.get(phase, 1)
-            share = -(-number // plan.num_shards) / number
-            seconds = share * (products / gemm + elementwise / rates.loop_gflops) / 1e9
+            seconds = longest.get(phase, 1.0) * (products / gemm + elementwise / rates.loop_gflops) / 1e9
         phases[phase] = PhaseCost(flops=products + elementwise, seconds=seconds)
     return phases
+
+
+def _longest(num_pieces: int, num_shards: int) -> float:
+    """Share of the pieces that the shard with most of them has."""
+    return -(-num_pieces // num_shards) / max(num_pieces, 1)
 
 
 def _assumptions(spec: JobSpec, plan: Plan, rates: Rates | None) -> list[str]:
