@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from bench_memory import write_byte_tokenizer
 from pipeline_helpers import block_hashes, make_spec, run
+from small_models import build
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -144,3 +146,19 @@ def test_a_directory_of_another_job_is_refused(opt_mini: Path, texts: Path, tmp_
     with pytest.raises(Conflict, match="not empty"):
         run(spec, tmp_path / "out")
     assert (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_the_perplexity_of_a_model_that_knows_nothing_is_its_vocabulary(texts: Path, tmp_path: Path) -> None:
+    model = build("llama", vocab_size=256)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    model.save_pretrained(tmp_path / "model")
+    write_byte_tokenizer(tmp_path / "model")
+    sizes = {"sequence_length": 32, "max_sequences": 3}
+    evaluation = {"datasets": [str(texts / "evaluation.txt")], **sizes}
+    calibration = {"dataset": str(texts / "calibration.txt"), "num_sequences": 2, "sequence_length": 32}
+    spec = make_spec(
+        tmp_path / "model", texts, {"kind": "rtn", "bits": 4}, evaluation=evaluation, calibration=calibration
+    )
+    (quality,) = run(spec, tmp_path / "out").perplexity.values()
+    assert (quality.dense, quality.compressed) == (pytest.approx(256), pytest.approx(256))

@@ -60,6 +60,19 @@ def test_text_is_one_stream_sampled_by_offset(tmp_path: Path, tokenizer: PreTrai
     assert tokens_NS.tolist() == [list(range(offset, offset + 8)) for offset in offsets]
 
 
+def test_the_published_draws_of_seed_0(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Which offsets and documents Python's Mersenne Twister gives, as the published loaders draw them."""
+    (tmp_path / "text.txt").write_text(words(range(1, 500)))
+    tokens_NS = calibration_tokens(calibration(tmp_path / "text.txt", 6), tokenizer)
+    assert tokens_NS[:, 0].tolist() == [432, 197, 388, 455, 215, 20]
+
+    texts = [words(range(first, first + length)) for first, length in [(1, 3), (100, 30), (200, 6), (300, 9), (400, 7)]]
+    documents = write_jsonl(tmp_path / "documents.jsonl", [{"text": text} for text in texts])
+    tokens_NS = calibration_tokens(calibration(documents, 8), tokenizer)
+    # (document, offset): (3, 1) (4, 0) (3, 1) (3, 1) (4, 0) (1, 16) (1, 9) (1, 3); token 0 stands before each document.
+    assert tokens_NS[:, 1].tolist() == [301, 400, 301, 301, 400, 116, 109, 103]
+
+
 def test_documents_are_drawn_until_one_is_long_enough(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     texts = [words(range(first, first + length)) for first, length in [(1, 3), (100, 30), (200, 6), (300, 9), (400, 7)]]
     documents = write_jsonl(tmp_path / "documents.jsonl", [{"text": text, "url": "x"} for text in texts])

@@ -11,9 +11,11 @@ from bitpress.methods import GPTQConfig, MethodConfig, RTNConfig, SEPTQConfig, S
 from bitpress_workers.methods import compress
 from bitpress_workers.methods.gptq import GPTQ
 from bitpress_workers.methods.septq import SEPTQ, Threshold
+from bitpress_workers.methods.spqr import SpQR
 from bitpress_workers.numerics.column_solver import Block, Columns, solve_columns, solve_run
-from bitpress_workers.numerics.grid import Grid, fit_integer_zero
+from bitpress_workers.numerics.grid import Grid, RealZeroGrid, fit_integer_zero, fit_real_zero
 from bitpress_workers.numerics.hessian import Gram, factorize
+from bitpress_workers.numerics.leave_one_out import leave_one_out_gains
 from oracles import textbook
 from oracles.examples import random_linear
 
@@ -141,3 +143,49 @@ def test_the_linears_of_a_tap_see_the_same_hessian_whichever_was_solved_first() 
     together = method.begin([weight, 2 * weight], method.factor(Gram(hessian, 2, 1)), 16).solve(None)
     alone: list[Tensor] = [compress(w, hessian, GPTQConfig(bits=3)).dequantize() for w in (weight, 2 * weight)]
     assert all(torch.equal(part.compressed.dequantize(), w) for part, w in zip(together, alone, strict=True))
+
+
+def test_a_row_that_is_kept_whole_loses_nothing() -> None:
+    weight, hessian = random_linear(6, 40, seed=8)
+    factor = factorize(Gram(hessian, 2, 1), damping=0.01)
+    grid = fit_integer_zero(*weight.aminmax(dim=1), 2, scale_dtype=torch.float32)
+    weight_IR, codes_IR = weight.T.contiguous(), torch.empty(40, 6, dtype=torch.uint8)
+    kept_IR = torch.zeros(40, 6, dtype=torch.bool)
+    kept_IR[:, 2] = True
+    dead_I = torch.zeros(40, dtype=torch.bool)
+    columns = Columns(
+        weight_IR, 40, lambda first, weight_gR: grid, dead_I, codes_IR, kept_IR=kept_IR, kept_dtype=torch.float32
+    )
+    solve_columns(columns, factor.upper_II, column_block=16, tiles=[6], solve_run=solve_run)
+    assert torch.equal(columns.weight_IR[:, 2], weight[2])
+    assert not torch.isclose(columns.weight_IR[:, 3], weight[3], rtol=1e-3).all()
+
+
+def test_without_correlations_a_weight_gains_its_own_error() -> None:
+    """Leaving out a weight that is no extreme saves just what it loses, in units of the one d that all columns have."""
+    weight, _ = random_linear(50, 16, seed=9)
+    factor = factorize(Gram(3 * torch.eye(16), 2, 1), damping=1.0)
+    pivots_I = factor.upper_II.diagonal()
+    assert torch.equal(pivots_I, pivots_I[:1].expand(16))
+    gains_gR = leave_one_out_gains(weight.T.contiguous(), pivots_I.clone(), 3, False)
+    grid = fit_real_zero(*weight.aminmax(dim=1), 3)
+    errors_gR = ((grid.decode(grid.encode(weight.T)) - weight.T) / pivots_I[0]) ** 2
+    inner_gR = (weight.amin(dim=1) < weight.T) & (weight.amax(dim=1) > weight.T)
+    assert torch.allclose(gains_gR[inner_gR], errors_gR[inner_gR])
+
+
+def test_spqr_without_outliers_or_second_level_is_the_loop_on_real_zero_grids() -> None:
+    weight, hessian = random_linear(24, 64, seed=10)
+    options = {"outlier_threshold": None, "scale_bits": None, "zero_bits": None, "order": "natural", "damping": 0.01}
+    for group_size in (16, None):
+        config = SpQRConfig.model_validate({**options, "group_size": group_size})
+        factor = SpQR(config).factor(Gram(hessian, 2, 1))
+        weight_IR, codes_IR = weight.T.contiguous(), torch.empty(64, 24, dtype=torch.uint8)
+
+        def fit(first: int, weight_gR: Tensor) -> Grid:
+            grid = fit_real_zero(*weight_gR.aminmax(dim=0), 3)
+            return RealZeroGrid(grid.scale.half().float(), grid.zero.half().float(), 3)
+
+        columns = Columns(weight_IR, group_size or 64, fit, factor.dead_I, codes_IR)
+        solve_columns(columns, factor.upper_II, column_block=128, tiles=[24], solve_run=solve_run)
+        assert torch.equal(compress(weight, hessian, config).dequantize(), columns.weight_IR.T)

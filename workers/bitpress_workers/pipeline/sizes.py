@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from bitpress.errors import UnsupportedModel
+from bitpress.formats.base import MAX_COLUMNS
 from bitpress_workers.models.checkpoint import Checkpoint, TensorInfo
 from bitpress_workers.models.family import Tap
 from bitpress_workers.models.outline import Outline
@@ -86,6 +88,8 @@ def _block_sizes(outline: Outline, checkpoint: Checkpoint, index: int) -> BlockS
     for tap in outline.taps(index):
         for linear in tap.linears:
             rows, columns = checkpoint.tensors[names[f"{prefix}.{linear}.weight"]].shape
+            if columns > MAX_COLUMNS:
+                raise UnsupportedModel(f"{prefix}.{linear}: expected at most {MAX_COLUMNS} columns, found {columns}")
             linears[linear] = (rows, columns)
     tensors = {ours: checkpoint.tensors[theirs] for ours, theirs in names.items()}
     return BlockSizes(prefix, outline.stages(index), linears, tensors)
