@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import obstore
 import pytest
@@ -12,7 +13,7 @@ from pipeline_helpers import make_spec, run
 from safetensors.torch import load_file, save_file
 
 from bitpress.errors import CheckpointError, Conflict
-from bitpress.jobs import Progress
+from bitpress.jobs import ModelSource, Progress
 from bitpress.methods import RTNConfig
 from bitpress_workers.local_run import run_local
 from bitpress_workers.pipeline.fleet import LocalFleet
@@ -35,7 +36,7 @@ def bucket(tmp_path: Path, opt_mini: Path, monkeypatch: pytest.MonkeyPatch) -> I
 def _read_all(uri: str, store: Path) -> tuple[list[str], list[str], str]:
     """What two shards make of a checkpoint: fingerprints of all blocks, twice, and of what is outside them."""
     config = ShardConfig(
-        model_path=uri,
+        model=ModelSource(uri=uri),
         method=RTNConfig(bits=4),
         device="cpu",
         store_url=store.as_uri(),
@@ -59,6 +60,35 @@ def test_shards_read_a_bucket_as_they_read_a_directory(bucket: str, opt_mini: Pa
 
     assert first == second and first[:4] == first[4:] and len(set(first)) == 4
     assert _read_all(bucket, tmp_path / "two") == (first, second, outer)
+
+
+JOBS: dict[str, dict[str, Any]] = {
+    "gptq": {
+        "method": GPTQ | {"group_size": 32, "symmetric": True},
+        "exports": ["dense", "pack_quantized", "gptq"],
+    },
+    "ptq161": {"method": {"kind": "ptq161", "epochs": 1, "preprocessing": {"rank": 2, "alpha": 4, "steps": 2}}},
+}
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_job_over_a_bucket_is_the_job_over_the_directory(
+    bucket: str, opt_mini: Path, texts: Path, tmp_path: Path, name: str
+) -> None:
+    """Every file, but for those that tell times and where the model was."""
+    calibration = {"dataset": str(texts / "calibration.txt"), "num_sequences": 5, "sequence_length": 32}
+    files = []
+    for uri in (str(opt_mini), bucket):
+        out = tmp_path / uri.replace("/", " ")
+        spec = make_spec(uri, texts, **JOBS[name], calibration=calibration, devices=2)
+        report = run(spec, out)
+        written = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        evidence = [path for path in written if path.startswith("blocks/") and path.endswith(".json")]
+        for path in ("report.json", "report.md", "manifest.json", *evidence):
+            del written[path]
+        files.append((written, list(report.perplexity.values())))
+    assert {"skeleton.safetensors", "config.json", "blocks/00003.safetensors"} < files[0][0].keys()
+    assert files[0] == files[1]
 
 
 class Interrupted(Exception):

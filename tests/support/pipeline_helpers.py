@@ -9,7 +9,7 @@ from bitpress.jobs import JobSpec, Progress, parse_spec
 from bitpress_workers.local_run import run_local
 
 
-def make_spec(model: Path, texts: Path, method: dict[str, Any], **overrides: Any) -> JobSpec:
+def make_spec(model: Path | str, texts: Path, method: dict[str, Any], **overrides: Any) -> JobSpec:
     """A job of seconds."""
     return parse_spec(
         {

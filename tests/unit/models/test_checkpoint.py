@@ -113,8 +113,11 @@ def test_hub_id_in_the_cache(llama: Path, hub_cache: Path) -> None:
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
 
-    assert Checkpoint.open("someone/small").path == repository / "snapshots" / commit
-    assert Checkpoint.open("someone/small", commit).config.model_type == "llama"
+    checkpoint = Checkpoint.open("someone/small")
+    assert checkpoint.path == repository / "snapshots" / commit
+    assert (checkpoint.uri, checkpoint.revision) == ("someone/small", commit)
+    (repository / "refs" / "main").write_text("another commit")  # another host opens what this one has opened
+    assert Checkpoint.open(checkpoint.uri, checkpoint.revision).config.model_type == "llama"
 
 
 def test_hub_id_that_cannot_be_had(hub_cache: Path) -> None:

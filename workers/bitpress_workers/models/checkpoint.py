@@ -20,7 +20,7 @@ from bitpress.errors import CheckpointError, UnsupportedModel
 from bitpress_workers.models.family import family_of, is_decoder
 from bitpress_workers.models.headers import TensorInfo, read_header
 from bitpress_workers.models.sketch import sketch
-from bitpress_workers.models.sources import COMPANIONS, BucketSource, LocalSource, Source, read_whole
+from bitpress_workers.models.sources import COMPANIONS, BucketSource, HubSource, LocalSource, Source, read_whole
 
 __all__ = ["INDEX", "Checkpoint", "TensorInfo"]
 
@@ -58,12 +58,12 @@ REFUSED_KEYS = {
 class Checkpoint:
     """A checkpoint's transformers `config` and `tensors`, what the headers say of them.
 
-    uri: opens it again, on another host as well. path: a local directory with its config and tokenizer.
+    uri, revision: open it again, on another host as well. path: a local directory with its config and tokenizer.
     """
 
     def __init__(self, source: Source, config: PreTrainedConfig, tensors: Mapping[str, TensorInfo]) -> None:
         self._source, self.config, self.tensors = source, config, tensors
-        self.uri, self.path = source.uri, source.companions
+        self.uri, self.revision, self.path = source.uri, source.revision, source.companions
 
     @classmethod
     def open(cls, uri: str, revision: str | None = None) -> Self:
@@ -101,7 +101,7 @@ class Checkpoint:
         try:
             return AutoTokenizer.from_pretrained(self.path, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # whatever the files of a stranger make the library raise
-            raise CheckpointError(f"{self.path}: its tokenizer cannot be loaded: {error}") from error
+            raise CheckpointError(f"{self.uri}: its tokenizer cannot be loaded: {error}") from error
 
 
 def _read_piece(piece: tuple[TensorInfo, int, Tensor]) -> None:
@@ -115,7 +115,7 @@ def _source(uri: str, revision: str | None) -> Source:
             raise CheckpointError(f"{uri}: a revision is of a model of the hub; a bucket has none")
         return BucketSource(uri)
     try:
-        return LocalSource(Path(uri) if Path(uri).is_dir() else _download(uri, revision))
+        return LocalSource(Path(uri)) if Path(uri).is_dir() else HubSource(uri, _download(uri, revision))
     except OSError as error:
         raise CheckpointError(f"{uri}: cannot be opened: {error}") from error
 

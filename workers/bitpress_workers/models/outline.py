@@ -29,7 +29,7 @@ class Outline:
             with init_empty_weights(include_buffers=False):
                 self._model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
         except Exception as error:  # whatever the values of a stranger make the library raise
-            raise CheckpointError(f"{checkpoint.path}: no model can be built from its config: {error}") from error
+            raise CheckpointError(f"{checkpoint.uri}: no model can be built from its config: {error}") from error
         split_experts(self._model)
         self._model.requires_grad_(False)
         self._checkpoint = checkpoint
@@ -91,7 +91,7 @@ def _match_names(model: PreTrainedModel, family: Family, checkpoint: Checkpoint)
     missing = [name for name in expected if name not in names]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise CheckpointError(f"{checkpoint.path}: the tensor {missing[0]}{more} is missing")
+        raise CheckpointError(f"{checkpoint.uri}: the tensor {missing[0]}{more} is missing")
     return names
 
 

@@ -47,12 +47,13 @@ class File(Protocol):
 
 
 class Source(Protocol):
-    """The files of one checkpoint; `uri` opens it, on any host that can reach it, and begins their addresses.
+    """The files of one checkpoint; `uri` and `revision` open the same one on any host that can reach it.
 
     companions: a local directory in which config and tokenizer lie.
     """
 
     uri: str
+    revision: str | None
     companions: Path
 
     def names(self) -> Collection[str]: ...
@@ -91,10 +92,13 @@ class LocalFile:
 
 
 class LocalSource:
-    """A directory; it may be a snapshot in the hub's cache, whose files are links."""
+    """A directory."""
+
+    uri: str
+    revision: str | None = None
 
     def __init__(self, path: Path) -> None:
-        self.uri, self.companions = str(path), path
+        self.uri, self.companions = str(path.absolute()), path
 
     def names(self) -> Collection[str]:
         return {path.name for path in self.companions.iterdir()}
@@ -102,6 +106,17 @@ class LocalSource:
     def file(self, name: str) -> LocalFile:
         found = (self.companions / name).stat()
         return LocalFile(self.companions / name, found.st_size, _version(found))
+
+
+class HubSource(LocalSource):
+    """A model of the hub, read from a snapshot in this host's cache, whose files are links.
+
+    Snapshots are directories that are called as their commit.
+    """
+
+    def __init__(self, model: str, snapshot: Path) -> None:
+        super().__init__(snapshot)
+        self.uri, self.revision = model, snapshot.name
 
 
 @dataclass(frozen=True)
@@ -131,6 +146,8 @@ class BucketSource:
     Companions are downloaded into a directory of this object alone, which goes when it goes.
     Raises CheckpointError when there is no model or it may not be read, StoreError when the store does not answer.
     """
+
+    revision: str | None = None
 
     def __init__(self, uri: str) -> None:
         if not urlsplit(uri).netloc:

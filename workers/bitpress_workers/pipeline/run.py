@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bitpress.artifacts import REPORT, ArtifactFile, PerplexityReport, Report
 from bitpress.errors import CalibrationError
-from bitpress.jobs import JobSpec
+from bitpress.jobs import JobSpec, ModelSource
 from bitpress.methods import LoRAPreprocessing
 from bitpress_service.artifactstore import ArtifactStore
 from bitpress_service.jobstore import BlockRecord
@@ -113,13 +113,13 @@ class Pipeline:
         self.plan = make_plan(spec, self.method, sizes, num_windows, site.devices)
         self.bytes_before = sizes.linear_bytes
         self.publisher = Publisher(ArtifactStore.from_url(site.store_url), site.key_of, site.recorder)
-        self.opened = checkpoint.path
+        self.original = self.opened = ModelSource(uri=checkpoint.uri, revision=checkpoint.revision)
         self.fleet = LastingFleet(self._make_fleet, self.plan.num_shards, site.recorder)
         self.fleet.run(lambda _: None)  # starting it is no part of calibrating
 
     def _make_fleet(self, size: int, fewest: int) -> Fleet:
         config = ShardConfig(
-            model_path=str(self.opened),
+            model=self.opened,
             method=self.spec.method,
             device=self.site.devices.kind,
             store_url=self.site.store_url,
@@ -161,18 +161,18 @@ class Pipeline:
         first, middle = FIRST_PASS_SHARE, RESTORING_SHARE
         meters = [replace(meter, compressing="restoring", span=span) for span in ((0.0, first), (first, middle))]
         store_url = (scratch / "first").as_uri()
-        self._open(fleet, self.checkpoint.path, store_url)
+        self._open(fleet, self.original, store_url)
         store = Publisher(ArtifactStore.from_url(store_url), str, Unrecorded(self.site.recorder))
         records = [record for record, _ in self._compress(fleet, store, meters[0])]
         restore(fleet, self.preprocessing, records, self.documents, scratch / "restored", meters[1])
-        self._open(fleet, scratch / "restored", self.site.store_url)
-        self.opened = scratch / "restored"
+        self.opened = ModelSource(uri=str(scratch / "restored"))
+        self._open(fleet, self.opened, self.site.store_url)
         self.meter = replace(meter, span=(middle, 1.0))
 
-    def _open(self, fleet: Fleet, model_path: Path, store_url: str) -> None:
+    def _open(self, fleet: Fleet, model: ModelSource, store_url: str) -> None:
         """Let all shards read this checkpoint and write into this store."""
         for shard in range(fleet.size):  # one after the other: a model is built by patching torch
-            fleet.get([fleet.on(shard, Shard.open, str(model_path), store_url)])
+            fleet.get([fleet.on(shard, Shard.open, model, store_url)])
 
     def _compress(self, fleet: Fleet, publisher: Publisher, meter: ProgressMeter) -> list[tuple[BlockRecord, Sidecar]]:
         plan, solver = self.plan, self._solver(fleet, meter)
@@ -185,7 +185,7 @@ class Pipeline:
 
     def _evaluate(self, fleet: Fleet, records: Sequence[BlockRecord]) -> dict[str, PerplexityReport]:
         if self.preprocessing:
-            self.opened = self.checkpoint.path  # quality is measured against the original
+            self.opened = self.original  # quality is measured against the original
             self._open(fleet, self.opened, self.site.store_url)
         return Perplexities(fleet, self.meter, records).run(self.windows)
 

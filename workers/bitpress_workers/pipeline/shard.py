@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bitpress.errors import NumericalError, StoreError
 from bitpress.formats import CompressedLinear
+from bitpress.jobs import ModelSource
 from bitpress.methods import LoRAPreprocessing, MethodConfig
 from bitpress_service.artifactstore import ArtifactStore
 from bitpress_workers.methods import create
@@ -44,7 +45,7 @@ from bitpress_workers.pipeline.row_solving import RowSolving
 class ShardConfig:
     """What every shard of a job is built from; crosses process borders."""
 
-    model_path: str
+    model: ModelSource
     method: MethodConfig
     device: str
     store_url: str
@@ -75,7 +76,7 @@ class Shard:
             torch.set_num_threads(1)  # a CPU device is one core; a GEMM's bits may depend on its threads
             return_large_tensors()
         self._method = create(config.method)
-        self.open(config.model_path, config.store_url)
+        self.open(config.model, config.store_url)
         self._activations: dict[str, Activations] = {}
         self._block = nn.Module()
         self._block_index = -1
@@ -85,9 +86,9 @@ class Shard:
         self._training: BlockTraining
         self._restoration: Restoration
 
-    def open(self, model_path: str, store_url: str) -> None:
+    def open(self, model: ModelSource, store_url: str) -> None:
         """Read this checkpoint and write into this store from now on."""
-        self._checkpoint = Checkpoint.open(model_path)
+        self._checkpoint = Checkpoint.open(model.uri, model.revision)
         in_float32 = self._config.device == "cpu" or isinstance(self._method, BlockMethod)
         dtype = torch.float32 if in_float32 else self._checkpoint.config.dtype
         self._skeleton = Skeleton(self._checkpoint, self._device, dtype)
