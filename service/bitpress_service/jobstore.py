@@ -63,8 +63,8 @@ class LeaseStatus(StrEnum):
     CANCEL = "cancel"
 
 
-class JobStore(Protocol):
-    """All jobs of all tenants. Times are the store's own clock, never a worker's."""
+class JobRequests(Protocol):
+    """What users ask of their jobs. Times are the store's own clock."""
 
     async def create(
         self, tenant: str, spec: JobSpec, *, idempotency_key: str | None = None, priority: int = 0
@@ -97,6 +97,14 @@ class JobStore(Protocol):
     ) -> Sequence[Event]:
         """The events behind the one with id `after`, oldest first; waits for the first one at most `wait_seconds`."""
         ...
+
+    async def files(self, job_id: str) -> dict[str, str]:
+        """The artifact: file name to object key. Empty until the job has succeeded."""
+        ...
+
+
+class JobWork(Protocol):
+    """What workers do with jobs. Times are the store's own clock, never a worker's."""
 
     async def claim(self, owner: str, lease_seconds: float) -> Claim | None:
         """Take the first job of the queue: highest priority, then oldest. None when nothing is due."""
@@ -158,9 +166,9 @@ class JobStore(Protocol):
         """
         ...
 
-    async def files(self, job_id: str) -> dict[str, str]:
-        """The artifact: file name to object key. Empty until the job has succeeded."""
-        ...
+
+class Plans(Protocol):
+    """Plans that are asked for and answered."""
 
     async def ask_plan(self, request: PlanRequest, keep_seconds: float) -> str:
         """Queue a plan to be made, which is forgotten after `keep_seconds`; returns its id.
@@ -180,6 +188,10 @@ class JobStore(Protocol):
     async def plan_answer(self, plan_id: str, wait_seconds: float) -> PlanAnswer | None:
         """The answer, waited for at most `wait_seconds`; None when there is none."""
         ...
+
+
+class JobStore(JobRequests, JobWork, Plans, Protocol):
+    """All jobs of all tenants."""
 
     async def ping(self) -> None:
         """Raises Unavailable when the store is down, or set up so that it may drop what it holds."""

@@ -1,0 +1,79 @@
+"""What workers do with jobs: the part of the job store over Redis that dispatchers and drivers call."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from bitpress.errors import Conflict
+from bitpress.jobs import Failure, Job, Progress
+from bitpress_service.jobstore import BlockRecord, Claim, LeaseStatus, Outcome
+from bitpress_service.redis_client import PREFIX, reporting_unavailable
+from bitpress_service.redis_records import (
+    Scripts,
+    block_arguments,
+    failure_json,
+    job_of,
+    milliseconds,
+    pairs,
+    unfenced,
+)
+
+
+class RedisWork(Scripts):
+    """JobWork over Redis."""
+
+    async def claim(self, owner: str, lease_seconds: float) -> Claim | None:
+        reply = await self._run("claim", owner, milliseconds(lease_seconds))
+        if reply is None:
+            return None
+        fields = pairs(reply)
+        return Claim(job_of(fields), int(fields["fence"]))
+
+    async def renew(self, job_id: str, fence: int, lease_seconds: float) -> LeaseStatus:
+        return LeaseStatus(unfenced(await self._run("renew", job_id, fence, milliseconds(lease_seconds)), job_id))
+
+    async def record(
+        self,
+        job_id: str,
+        fence: int,
+        *,
+        progress: Progress | None = None,
+        block: BlockRecord | None = None,
+        log: str | None = None,
+        status_detail: str | None = None,
+    ) -> LeaseStatus:
+        reply = await self._run(
+            "record", job_id, fence,
+            progress.model_dump_json() if progress else "",
+            json.dumps({"message": log}) if log is not None else "",
+            status_detail or "",
+            *(block_arguments(block) if block else ("", "", "")),
+        )  # fmt: skip
+        return LeaseStatus(unfenced(reply, job_id))
+
+    async def blocks(self, job_id: str) -> dict[int, BlockRecord]:
+        with reporting_unavailable():
+            records = await self._client.hgetall(f"{PREFIX}blocks:{job_id}")
+        return {int(index): BlockRecord(**json.loads(record)) for index, record in records.items()}
+
+    async def finish(
+        self,
+        job_id: str,
+        fence: int,
+        *,
+        state: Outcome,
+        error: Failure | None = None,
+        files: Mapping[str, str] | None = None,
+    ) -> Job:
+        if (state == "failed") != (error is not None) or (state == "succeeded") != bool(files):
+            raise ValueError(f"{state}: an error goes with 'failed', files go with 'succeeded'")
+        reply = await self._run("finish", job_id, fence, state, failure_json(error), json.dumps(dict(files or {})))
+        if reply == "unasked":
+            raise Conflict(f"nobody asked to cancel job {job_id}")
+        return job_of(pairs(unfenced(reply, job_id)))
+
+    async def release(self, job_id: str, fence: int, *, delay_seconds: float, error: Failure | None = None) -> Job:
+        reply = await self._run("release", job_id, fence, milliseconds(delay_seconds), failure_json(error))
+        return job_of(pairs(unfenced(reply, job_id)))
+
+    async def reap(self, max_stalled_attempts: int = 3) -> Sequence[str]:
+        return tuple(await self._run("reap", max_stalled_attempts))
