@@ -9,8 +9,7 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from bitpress.artifacts import REPORT, ArtifactFile, PerplexityReport, Report
-from bitpress.errors import CalibrationError
+from bitpress.artifacts import ArtifactFile, PerplexityReport, Report
 from bitpress.jobs import JobSpec, ModelSource
 from bitpress.methods import LoRAPreprocessing
 from bitpress_service.artifactstore import ArtifactStore
@@ -20,25 +19,24 @@ from bitpress_workers.methods import create
 from bitpress_workers.methods.block_base import BlockMethod
 from bitpress_workers.models.checkpoint import Checkpoint
 from bitpress_workers.models.outline import Outline
-from bitpress_workers.pipeline.calibration import calibration_tokens, evaluation_windows, tokens_sha256
+from bitpress_workers.pipeline.calibration import tokens_sha256
 from bitpress_workers.pipeline.compress import BlockLoop, chain_root
+from bitpress_workers.pipeline.conclusion import OUTER, conclude
 from bitpress_workers.pipeline.evaluate import Perplexities
 from bitpress_workers.pipeline.export import Exporter
 from bitpress_workers.pipeline.fleet import Fleet, FleetMaker
+from bitpress_workers.pipeline.inputs import read_texts
 from bitpress_workers.pipeline.memory import peak_resident_bytes
 from bitpress_workers.pipeline.placement import micro_batches, share
 from bitpress_workers.pipeline.plan import Devices, Plan, make_plan
-from bitpress_workers.pipeline.preprocessing import Unrecorded, check_adapters, restore, training_documents
+from bitpress_workers.pipeline.preprocessing import Unrecorded, check_adapters, restore
 from bitpress_workers.pipeline.progress import FIRST_PASS_SHARE, RESTORING_SHARE, ProgressMeter
-from bitpress_workers.pipeline.publish import Publisher, Recorder, Sidecar, block_name, sidecar_name
+from bitpress_workers.pipeline.publish import Publisher, Recorder, Sidecar
 from bitpress_workers.pipeline.replacement import LastingFleet
-from bitpress_workers.pipeline.report import make_report, to_markdown
+from bitpress_workers.pipeline.report import make_report
 from bitpress_workers.pipeline.shard import Published, Shard, ShardConfig
 from bitpress_workers.pipeline.sizes import model_sizes
 from bitpress_workers.pipeline.solving import BlockTrainer, Solver, TapSolver
-
-OUTER = "skeleton.safetensors"
-INDEX = "model.safetensors.index.bitpress.json"
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,11 @@ class Pipeline:
                 self.site.devices.kind,
                 self.fleet.losses,
             )
-            self._publish(records, report, exported)
+            outer: Published = self.fleet.run(
+                lambda fleet: fleet.get([fleet.on(0, Shard.publish_outer, self.publisher.key_of(OUTER))])[0]
+            )
+            companions = self.checkpoint.companion_files()
+            conclude(self.publisher, self.spec, records, outer, exported, companions, report)
         finally:
             self.fleet.close()
             shutil.rmtree(self.site.scratch, ignore_errors=True)
@@ -103,13 +105,13 @@ class Pipeline:
         self.preprocessing: LoRAPreprocessing | None = getattr(spec.method, "preprocessing", None)
         self.meter = ProgressMeter(site.recorder, outline.num_blocks, bool(spec.evaluation.datasets))
         self.meter.preparing()
-        self._read_texts()
+        self.texts = read_texts(spec, checkpoint)
         sizes = model_sizes(outline, checkpoint)
         if self.preprocessing:
             check_adapters([name for block in sizes.blocks for name in block.linears])
         self.targets = [create_target(name, spec.method) for name in spec.exports]
         check_shapes(self.targets, outline, checkpoint)
-        num_windows = sum(len(tokens_KS) for tokens_KS in self.windows.values())
+        num_windows = sum(len(tokens_KS) for tokens_KS in self.texts.windows.values())
         self.plan = make_plan(spec, self.method, sizes, num_windows, site.devices)
         self.bytes_before = sizes.linear_bytes
         self.publisher = Publisher(ArtifactStore.from_url(site.store_url), site.key_of, site.recorder)
@@ -135,24 +137,6 @@ class Pipeline:
         self.waiting_for = why
         self.meter.preparing()
 
-    def _read_texts(self) -> None:
-        """All texts before the first block: a text that is missing or too short must not cost hours."""
-        spec = self.spec
-        _check_positions("calibration", spec.calibration.sequence_length, self.checkpoint)
-        if spec.evaluation.datasets:
-            _check_positions("evaluation", spec.evaluation.sequence_length, self.checkpoint)
-        tokenizer = self.checkpoint.tokenizer()
-        self.tokens = calibration_tokens(spec.calibration, tokenizer)
-        evaluation = spec.evaluation
-        self.windows = {
-            name: evaluation_windows(name, evaluation.sequence_length, evaluation.max_sequences, tokenizer)
-            for name in evaluation.datasets
-        }
-        if self.preprocessing:
-            dataset = self.preprocessing.dataset or spec.calibration.dataset
-            positions = getattr(self.checkpoint.config, "max_position_embeddings", None)
-            self.documents = training_documents(self.preprocessing, dataset, positions, tokenizer)
-
     def _restore(self, fleet: Fleet) -> None:
         """Compress the model, train an adapter on the result, and make the merged model what the shards read."""
         assert self.preprocessing is not None
@@ -164,7 +148,7 @@ class Pipeline:
         self._open(fleet, self.original, store_url)
         store = Publisher(ArtifactStore.from_url(store_url), str, Unrecorded(self.site.recorder))
         records = [record for record, _ in self._compress(fleet, store, meters[0])]
-        restore(fleet, self.preprocessing, records, self.documents, scratch / "restored", meters[1])
+        restore(fleet, self.preprocessing, records, self.texts.documents, scratch / "restored", meters[1])
         self.opened = ModelSource(uri=str(scratch / "restored"))
         self._open(fleet, self.opened, self.site.store_url)
         self.meter = replace(meter, span=(middle, 1.0))
@@ -177,7 +161,7 @@ class Pipeline:
     def _compress(self, fleet: Fleet, publisher: Publisher, meter: ProgressMeter) -> list[tuple[BlockRecord, Sidecar]]:
         plan, solver = self.plan, self._solver(fleet, meter)
         for stream in solver.streams:
-            fleet.get(fleet.all(Shard.start, stream, self.tokens, _calibration_groups(plan, fleet.size)))
+            fleet.get(fleet.all(Shard.start, stream, self.texts.tokens, _calibration_groups(plan, fleet.size)))
         records = BlockLoop(fleet, plan, solver, publisher, meter, self._chain_root(fleet)).run()
         for stream in solver.streams:
             fleet.get(fleet.all(Shard.stop, stream))
@@ -187,7 +171,7 @@ class Pipeline:
         if self.preprocessing:
             self.opened = self.original  # quality is measured against the original
             self._open(fleet, self.opened, self.site.store_url)
-        return Perplexities(fleet, self.meter, records).run(self.windows)
+        return Perplexities(fleet, self.meter, records).run(self.texts.windows)
 
     def _solver(self, fleet: Fleet, meter: ProgressMeter) -> Solver:
         """How the method compresses a block in hand."""
@@ -199,7 +183,7 @@ class Pipeline:
     def _chain_root(self, fleet: Fleet) -> str:
         libraries = ("bitpress", "torch", "transformers")
         return chain_root(
-            tokens=tokens_sha256(self.tokens),
+            tokens=tokens_sha256(self.texts.tokens),
             method=self.spec.method.model_dump(mode="json"),
             config=json.loads((self.checkpoint.path / "config.json").read_text()),
             outer_weights=fleet.get([fleet.on(0, Shard.outer_fingerprint)])[0],
@@ -215,43 +199,11 @@ class Pipeline:
         with self._phase("exporting"):
             return exporter.run([record for record, _ in records])
 
-    def _publish(
-        self, records: Sequence[tuple[BlockRecord, Sidecar]], report: Report, exported: dict[ArtifactFile, str]
-    ) -> None:
-        """Everything beside the blocks and the exports, then the manifest."""
-        publisher = self.publisher
-        files = dict(exported)
-        for record, sidecar in records:
-            files[ArtifactFile(name=record.name, bytes=record.bytes, sha256=record.sha256)] = record.key
-            evidence = sidecar.model_dump_json().encode()
-            name = sidecar_name(record.index)
-            files[ArtifactFile(name=name, bytes=len(evidence), sha256=record.sidecar_sha256)] = record.sidecar_key
-        outer: Published = self.fleet.run(
-            lambda fleet: fleet.get([fleet.on(0, Shard.publish_outer, publisher.key_of(OUTER))])[0]
-        )
-        files[ArtifactFile(name=OUTER, bytes=outer.bytes, sha256=outer.sha256)] = publisher.key_of(OUTER)
-        small = {path.name: path.read_bytes() for path in self.checkpoint.companion_files()}
-        small["config.json"] = _with_quantization(small["config.json"], [sidecar for _, sidecar in records])
-        small[INDEX] = _weight_index(records, outer)
-        small[REPORT] = report.model_dump_json(indent=1).encode()
-        small["report.md"] = to_markdown(report).encode()
-        for name, data in small.items():
-            files[publisher.file(name, data)] = publisher.key_of(name)
-        publisher.finish(self.spec, records[-1][1].chain, files)
-
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
         started = time.monotonic()
         yield
         self.phases[name] = time.monotonic() - started
-
-
-def _check_positions(part: str, sequence_length: int, checkpoint: Checkpoint) -> None:
-    positions = getattr(checkpoint.config, "max_position_embeddings", None)
-    if positions is not None and sequence_length > positions:
-        raise CalibrationError(
-            f"{part}.sequence_length: expected at most {positions}, the model's positions, found {sequence_length}"
-        )
 
 
 def _calibration_groups(plan: Plan, num_shards: int) -> list[list[range]]:
@@ -264,19 +216,3 @@ def _calibration_groups(plan: Plan, num_shards: int) -> list[list[range]]:
         ]
         for shard in range(num_shards)
     ]
-
-
-def _with_quantization(config: bytes, sidecars: Sequence[Sidecar]) -> bytes:
-    """config.json that tells transformers how every compressed linear is stored."""
-    modules = {name: header for sidecar in sidecars for name, header in sidecar.headers.items()}
-    data = json.loads(config) | {"quantization_config": {"quant_method": "bitpress", "version": 1, "modules": modules}}
-    return json.dumps(data, indent=1).encode()
-
-
-def _weight_index(records: Sequence[tuple[BlockRecord, Sidecar]], outer: Published) -> bytes:
-    """Which file holds which tensor, under a name that transformers reads only when asked for `variant="bitpress"`."""
-    weight_map = dict.fromkeys(outer.tensors, OUTER)
-    for record, sidecar in records:
-        weight_map |= dict.fromkeys(sidecar.tensors, block_name(record.index))
-    size = outer.bytes + sum(record.bytes for record, _ in records)
-    return json.dumps({"metadata": {"total_size": size}, "weight_map": weight_map}, indent=1, sort_keys=True).encode()
