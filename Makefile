@@ -9,7 +9,7 @@ setup: .venv/.local ## build .venv with the whole product: .venv/bin/bitpress
 demo: .venv/.local .venv/.gguf .venv/.model ## two jobs on a real model, from submit to a generated sentence
 	deploy/demo.sh
 test: .venv/.test .venv/.model ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 check: .venv/.check ## style, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

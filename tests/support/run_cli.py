@@ -1,6 +1,7 @@
 """The command `bitpress` as a process of its own."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -27,4 +28,6 @@ def start_bitpress(*arguments: str, **environment: str) -> subprocess.Popen[str]
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | PLAIN | environment,
+        # A shell's background job ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
