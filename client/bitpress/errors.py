@@ -7,6 +7,7 @@ BitpressError
 ├── NotFound            not-found            404
 ├── Conflict            conflict             409
 ├── TooManyJobs         too-many-jobs        429  retryable, after Retry-After
+├── TooManyStreams      too-many-streams     429  retryable, once another event stream is closed
 ├── Unavailable         unavailable          503  retryable: Redis, the object store or the service is down
 ├── UnsupportedModel    unsupported-model    422  not a decoder that Bitpress knows
 ├── CheckpointError     bad-checkpoint       422  files missing, tensors missing, values that are not finite
@@ -78,6 +79,12 @@ class TooManyJobs(BitpressError):
     retryable = True
 
 
+class TooManyStreams(BitpressError):
+    code = "too-many-streams"
+    status = 429
+    retryable = True
+
+
 class Unavailable(BitpressError):
     code = "unavailable"
     status = 503
@@ -128,8 +135,8 @@ class ArtifactError(BitpressError):
 ERRORS: dict[str, type[BitpressError]] = {
     cls.code: cls
     for cls in (
-        BitpressError, InvalidJob, Unauthorized, Forbidden, NotFound, Conflict, TooManyJobs, Unavailable,
-        UnsupportedModel, CheckpointError, CalibrationError, NumericalError, OutOfMemory, Cancelled,
+        BitpressError, InvalidJob, Unauthorized, Forbidden, NotFound, Conflict, TooManyJobs, TooManyStreams,
+        Unavailable, UnsupportedModel, CheckpointError, CalibrationError, NumericalError, OutOfMemory, Cancelled,
         WorkerLost, StoreError, ArtifactError,
     )
 }  # fmt: skip

@@ -38,7 +38,8 @@ class _Server(uvicorn.Server):
         self._app = app
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._app.state.closing.set()
+        # A signal may interrupt the loop anywhere.
+        asyncio.get_running_loop().call_soon_threadsafe(self._app.state.feed.close)
         super().handle_exit(sig, frame)
 
 

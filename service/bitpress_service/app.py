@@ -1,12 +1,11 @@
 """The web application: routes over the stores it is given; nothing global."""
 
-import threading
-
 from fastapi import FastAPI
 
 from bitpress_service import problems
 from bitpress_service.artifactstore import ArtifactStore
 from bitpress_service.auth import Keys
+from bitpress_service.event_feed import EventFeed
 from bitpress_service.jobstore import JobStore
 from bitpress_service.middleware import BodyLimit, RequestId
 from bitpress_service.routes import artifacts as artifact_routes
@@ -17,14 +16,14 @@ from bitpress_service.settings import Settings
 
 
 def create_app(settings: Settings, jobs: JobStore, artifacts: ArtifactStore, keys: Keys) -> FastAPI:
-    """Build the API. Set `app.state.closing` when the server is about to stop: open event streams then end."""
+    """Build the API. Call `app.state.feed.close()` when the server is about to stop: open event streams then end."""
     # No /docs: that page would load scripts from a content network.
     app = FastAPI(title="Bitpress", docs_url=None, redoc_url=None, responses=problems.RESPONSES)
     app.state.settings = settings
     app.state.jobs = jobs
     app.state.artifacts = artifacts
     app.state.keys = keys
-    app.state.closing = threading.Event()
+    app.state.feed = EventFeed(jobs, settings.streams_per_key)
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestId)

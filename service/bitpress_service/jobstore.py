@@ -92,10 +92,15 @@ class JobRequests(Protocol):
         """
         ...
 
-    async def events(
-        self, job_id: str, after: str = "0", limit: int = 1000, wait_seconds: float = 0
-    ) -> Sequence[Event]:
-        """The events behind the one with id `after`, oldest first; waits for the first one at most `wait_seconds`."""
+    async def events(self, job_id: str, after: str = "0", limit: int = 1000) -> Sequence[Event]:
+        """The events behind the one with id `after`, oldest first."""
+        ...
+
+    async def new_events(self, after: Mapping[str, str], wait_seconds: float) -> Mapping[str, Sequence[Event]]:
+        """The events behind those named for each of several jobs, for the jobs that have any.
+
+        Waits for the first one at most `wait_seconds`. May leave some out that the next call returns.
+        """
         ...
 
     async def files(self, job_id: str) -> dict[str, str]:

@@ -1,19 +1,16 @@
 """What users ask of their jobs: the part of the job store over Redis that the API calls."""
 
-import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bitpress.errors import Conflict
 from bitpress.jobs import Event, Job, JobPage, JobSpec, JobState, canonical_json
 from bitpress_service.redis_client import PREFIX, reporting_unavailable
-from bitpress_service.redis_records import Scripts, event_of, job_of, new_id, not_found, pairs, sha256
+from bitpress_service.redis_records import Scripts, event_of, job_of, milliseconds, new_id, not_found, pairs, sha256
 
 IDEMPOTENCY_SECONDS = 24 * 3600
-
-# Who waits for events asks this often. XREAD BLOCK would be told at once, but holds a connection all the time.
-_POLL_SECONDS = 0.2
+_EVENTS_AT_ONCE = 100  # of each job: a long history is read in turns with other work
 
 
 class RedisRequests(Scripts):
@@ -54,20 +51,26 @@ class RedisRequests(Scripts):
             raise not_found(job_id)
         return job_of(pairs(reply))
 
-    async def events(
-        self, job_id: str, after: str = "0", limit: int = 1000, wait_seconds: float = 0
-    ) -> Sequence[Event]:
-        stream = f"{PREFIX}events:{job_id}"
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + wait_seconds
+    async def events(self, job_id: str, after: str = "0", limit: int = 1000) -> Sequence[Event]:
         with reporting_unavailable():
-            rows: Any = await self._client.xrange(stream, f"({after}", "+", limit)
-            while not rows and (left := deadline - clock()) > 0:
-                await asyncio.sleep(min(left, _POLL_SECONDS))
-                rows = await self._client.xrange(stream, f"({after}", "+", limit)
+            rows: Any = await self._client.xrange(_stream(job_id), f"({after}", "+", limit)
         return tuple(event_of(stream_id, fields) for stream_id, fields in rows)
+
+    async def new_events(self, after: Mapping[str, str], wait_seconds: float) -> Mapping[str, Sequence[Event]]:
+        positions: dict[Any, Any] = {_stream(job_id): position for job_id, position in after.items()}
+        with reporting_unavailable():
+            # To Redis, 0 ms would be for ever.
+            found: Any = await self._client.xread(positions, _EVENTS_AT_ONCE, max(1, milliseconds(wait_seconds)))
+        return {
+            stream.removeprefix(_stream("")): tuple(event_of(stream_id, fields) for stream_id, fields in rows)
+            for stream, rows in found
+        }
 
     async def files(self, job_id: str) -> dict[str, str]:
         with reporting_unavailable():
             files = await self._client.hget(f"{PREFIX}job:{job_id}", "files")
         return dict(json.loads(files)) if files else {}
+
+
+def _stream(job_id: str) -> str:
+    return f"{PREFIX}events:{job_id}"

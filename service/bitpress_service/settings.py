@@ -30,6 +30,7 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(30.0, gt=0, description="a job whose worker is silent this long goes to another")
     max_body_bytes: int = Field(64 * 1024, ge=1024)
     presign_seconds: int = Field(900, ge=1, le=7 * 24 * 3600, description="life of a download URL")
+    streams_per_key: int = Field(200, ge=1, description="event streams that one API key may have open in a process")
     shutdown_seconds: int = Field(3, ge=1, description="time that open requests get when the service stops")
 
     def make_state_dir(self) -> None:

@@ -76,23 +76,16 @@ async def test_events_tell_the_whole_story_and_resume_exactly(job_store: JobStor
     assert await job_store.events(claim.job.id, after=events[0].id, limit=2) == events[1:3]
 
 
-async def test_a_reader_waits_for_the_next_event(job_store: JobStore) -> None:
-    job, _ = await job_store.create("local", job_spec())
-    (created,) = await job_store.events(job.id)
-    reader = asyncio.create_task(job_store.events(job.id, after=created.id, wait_seconds=3600))
-    await job_store.request_cancel(job.id)
-    assert states(await reader) == [JobState.CANCELLED]
-    assert await job_store.events(job.id, after=(await reader)[-1].id, wait_seconds=0.01) == ()
-
-
-async def test_waiting_readers_keep_nobody_from_working(job_store: JobStore) -> None:
-    job, _ = await job_store.create("local", job_spec())
-    (created,) = await job_store.events(job.id)
-    readers = [asyncio.create_task(job_store.events(job.id, created.id, wait_seconds=3600)) for _ in range(300)]
-    await asyncio.sleep(0)
-    claim = await claimed(job_store)
-    assert {states(events)[0] for events in await asyncio.gather(*readers)} == {JobState.RUNNING}
-    assert await job_store.renew(job.id, claim.fence, LEASE) is LeaseStatus.OK
+async def test_the_new_events_of_several_jobs_are_waited_for_at_once(job_store: JobStore) -> None:
+    jobs = [(await job_store.create("local", job_spec()))[0] for _ in range(3)]
+    seen = {job.id: (await job_store.events(job.id))[-1].id for job in jobs}
+    assert await job_store.new_events(seen, wait_seconds=0.01) == {}
+    reader = asyncio.create_task(job_store.new_events(seen, wait_seconds=3600))
+    await job_store.request_cancel(jobs[1].id)
+    found = await reader
+    assert list(found) == [jobs[1].id] and states(found[jobs[1].id]) == [JobState.CANCELLED]
+    from_the_start = await job_store.new_events(dict.fromkeys(seen, "0"), wait_seconds=3600)
+    assert {job_id: len(events) for job_id, events in from_the_start.items()} == dict(zip(seen, (1, 2, 1), strict=True))
 
 
 async def test_an_idempotency_key_makes_one_job_however_many_ask_at_once(job_store: JobStore) -> None:

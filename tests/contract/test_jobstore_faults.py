@@ -43,10 +43,10 @@ async def test_without_a_server_every_call_says_unavailable(own_redis_dir: Path)
         embedded_redis.stop(own_redis_dir)
         calls = (
             store.ping(), store.create("local", job_spec()), store.get("job"), store.list("local", limit=1),
-            store.request_cancel("job"), store.events("job", wait_seconds=1), store.claim("worker", LEASE),
-            store.renew("job", 1, LEASE), store.record("job", 1, log="x"), store.blocks("job"),
-            store.finish("job", 1, state="cancelled"), store.release("job", 1, delay_seconds=0), store.reap(),
-            store.files("job"),
+            store.request_cancel("job"), store.events("job"), store.new_events({"job": "0"}, 1),
+            store.claim("worker", LEASE), store.renew("job", 1, LEASE), store.record("job", 1, log="x"),
+            store.blocks("job"), store.finish("job", 1, state="cancelled"), store.release("job", 1, delay_seconds=0),
+            store.reap(), store.files("job"),
         )  # fmt: skip
         replies = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(reply) for reply in replies] == [Unavailable] * len(calls)

@@ -79,7 +79,7 @@ async def serving(settings: Settings) -> AsyncIterator[Api]:
         async with httpx2.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=60) as http:
             yield Api(app, http, jobs, artifacts, keys)
     finally:
-        app.state.closing.set()
+        app.state.feed.close()
         server.should_exit = True
         await task
         await jobs.aclose()

@@ -6,6 +6,7 @@ from fastapi import Depends, Request, Security
 
 from bitpress_service.artifactstore import ArtifactStore
 from bitpress_service.auth import Key, authenticate
+from bitpress_service.event_feed import EventFeed
 from bitpress_service.jobstore import JobStore
 from bitpress_service.settings import Settings
 
@@ -25,9 +26,15 @@ def _artifacts(request: Request) -> ArtifactStore:
     return artifacts
 
 
+def _feed(request: Request) -> EventFeed:
+    feed: EventFeed = request.app.state.feed
+    return feed
+
+
 ServiceSettings = Annotated[Settings, Depends(_settings)]
 Jobs = Annotated[JobStore, Depends(_jobs)]
 Artifacts = Annotated[ArtifactStore, Depends(_artifacts)]
+Feed = Annotated[EventFeed, Depends(_feed)]
 
 JobReader = Annotated[Key, Security(authenticate, scopes=["jobs:read"])]
 JobWriter = Annotated[Key, Security(authenticate, scopes=["jobs:write"])]

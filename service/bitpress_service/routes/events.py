@@ -5,19 +5,17 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from fastapi.sse import KEEPALIVE_COMMENT
+from starlette.types import Receive, Scope, Send
 
-from bitpress.jobs import Event
 from bitpress_service.auth import KeyedRoute
-from bitpress_service.jobstore import JobStore
-from bitpress_service.routes.dependencies import JobReader, Jobs, accepts
+from bitpress_service.event_feed import EventFeed
+from bitpress_service.routes.dependencies import Feed, JobReader, Jobs, accepts
 
 router = APIRouter(prefix="/v1/jobs/{job_id}/events", tags=["jobs"], route_class=KeyedRoute)
 
 KEEPALIVE_SECONDS = 15
-# A waiting stream looks up this often to see whether the service is about to stop.
-WAIT_SECONDS = 1.0
-# All that a stream keeps, with room to spare (see lua/common.lua).
+# All that a job's stream keeps, with room to spare (see lua/common.lua).
 ALL_EVENTS = 20_000
 
 # 19 digits are always below the largest stream id.
@@ -30,37 +28,38 @@ async def events(
     job_id: str,
     caller: JobReader,
     jobs: Jobs,
+    feed: Feed,
     last_event_id: Annotated[str | None, Header(pattern=_EVENT_ID)] = None,
     after: Annotated[str, Query(pattern=_EVENT_ID)] = "0",
 ) -> Response:
     """Events behind `Last-Event-ID` (or `after`) until the job has ended; a page of those so far for
-    `Accept: application/json`."""
-    await jobs.get(job_id, caller.tenant)
+    `Accept: application/json`. A stream that ends before its job goes on with `Last-Event-ID`."""
     after = last_event_id or after
+    job = await jobs.get(job_id, caller.tenant)
+    past = await jobs.events(job_id, after, ALL_EVENTS)
     if accepts(request, "application/json"):
-        page = await jobs.events(job_id, after, limit=ALL_EVENTS)
-        return JSONResponse({"object": "list", "data": [event.model_dump(mode="json") for event in page]})
-    # The last header keeps nginx from holding events back.
-    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_stream(request, jobs, job_id, after), 200, headers, "text/event-stream")
+        return JSONResponse({"object": "list", "data": [event.model_dump(mode="json") for event in past]})
+    return _EventStream(feed, caller.id, feed.follow(job, past, after, KEEPALIVE_SECONDS))
 
 
-async def _stream(request: Request, jobs: JobStore, job_id: str, after: str) -> AsyncIterator[bytes]:
-    quiet_seconds = 0.0
-    while not request.app.state.closing.is_set():
-        # In this order: once a job has ended, nothing follows what is read after that.
-        ended = (await jobs.get(job_id)).state.terminal
-        page = await jobs.events(job_id, after, wait_seconds=0 if ended else WAIT_SECONDS)
-        for event in page:
-            yield _message(event)
-            after = event.id
-        if ended and not page:
-            return
-        quiet_seconds = 0.0 if page else quiet_seconds + WAIT_SECONDS
-        if quiet_seconds >= KEEPALIVE_SECONDS:
-            yield KEEPALIVE_COMMENT
-            quiet_seconds = 0.0
+class _EventStream(StreamingResponse):
+    """Messages as they come, a comment when none does, counted as one of its key's streams until it ends."""
+
+    def __init__(self, feed: EventFeed, key_id: str, messages: AsyncIterator[bytes]) -> None:
+        # The last header keeps nginx from holding events back.
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        feed.admit(key_id)
+        super().__init__(_kept_alive(messages), 200, headers, "text/event-stream")
+        self._feed = feed
+        self._key_id = key_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._feed.dismiss(self._key_id)
 
 
-def _message(event: Event) -> bytes:
-    return format_sse_event(event=event.type, id=event.id, data_str=event.model_dump_json())
+async def _kept_alive(messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async for message in messages:
+        yield message or KEEPALIVE_COMMENT
