@@ -13,6 +13,7 @@ from bitpress_service.routes import events, system
 from bitpress_service.routes import jobs as job_routes
 from bitpress_service.routes import plans as plan_routes
 from bitpress_service.settings import Settings
+from bitpress_service.web.app import create_web
 
 
 def create_app(settings: Settings, jobs: JobStore, artifacts: ArtifactStore, keys: Keys) -> FastAPI:
@@ -29,4 +30,5 @@ def create_app(settings: Settings, jobs: JobStore, artifacts: ArtifactStore, key
     app.add_middleware(RequestId)
     for router in (job_routes.router, events.router, artifact_routes.router, plan_routes.router, system.router):
         app.include_router(router)
+    app.mount("/ui", create_web(app.state))
     return app

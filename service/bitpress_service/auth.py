@@ -51,6 +51,11 @@ class Keys:
     def __init__(self, client: Redis) -> None:
         self._client = client
 
+    @property
+    def client(self) -> Redis:
+        """For what lives and ends with keys."""
+        return self._client
+
     async def create(self, tenant: str, scopes: Collection[str] = SCOPES) -> str:
         """Make a key and return it; it cannot be read again."""
         # A tenant is part of keys and paths.
@@ -59,13 +64,17 @@ class Keys:
         key = _new_key()
         with reporting_unavailable():
             async with self._client.pipeline(transaction=True) as transaction:
-                _add(transaction, _sha256(key), tenant, scopes)
+                _add(transaction, sha256_of(key), tenant, scopes)
                 await transaction.execute()
         return key
 
     async def lookup(self, key: str) -> Key | None:
+        return await self.find(sha256_of(key))
+
+    async def find(self, digest: str) -> Key | None:
+        """The key with this SHA-256."""
         with reporting_unavailable():
-            record: Any = await self._client.hgetall(f"{PREFIX}key:{_sha256(key)}")
+            record: Any = await self._client.hgetall(f"{PREFIX}key:{digest}")
         return Key(record["id"], record["tenant"], frozenset(record["scopes"].split())) if record else None
 
     async def exist(self) -> bool:
@@ -81,7 +90,7 @@ class Keys:
         """
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         key = _read_or_create(path)
-        digest = _sha256(key)
+        digest = sha256_of(key)
 
         async def replace(transaction: Pipeline) -> None:
             before: Any = await transaction.get(_LOCAL)
@@ -167,5 +176,5 @@ def _read_or_create(path: Path) -> str:
     return path.read_text().strip()
 
 
-def _sha256(key: str) -> str:
+def sha256_of(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
