@@ -6,6 +6,7 @@ stands for and ends by itself; the key is looked up with every request, so a ses
 
 import hmac
 import secrets
+from typing import Any
 
 from bitpress_service.auth import Key, Keys, sha256_of
 from bitpress_service.redis_client import PREFIX, reporting_unavailable
@@ -32,7 +33,7 @@ class Sessions:
     async def key(self, token: str) -> Key | None:
         """The key a session stands for; None when either has ended."""
         with reporting_unavailable():
-            digest = await self._client.get(_name(token))
+            digest: Any = await self._client.get(_name(token))
         return await self._keys.find(digest) if digest else None
 
     async def close(self, token: str) -> None:

@@ -121,7 +121,10 @@ def _announce(url: str, settings: Settings, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"url": url, "key_file": str(settings.key_file)}), flush=True)
     else:
-        print(f"Bitpress is up at {url}; its key is in {settings.key_file}. Ctrl-C stops it.", flush=True)
+        print(
+            f"Bitpress is up at {url}, its page at {url}/ui; the key is in {settings.key_file}. Ctrl-C stops it.",
+            flush=True,
+        )
 
 
 def _watch(children: dict[str, subprocess.Popen[bytes]], stop: threading.Event) -> int:

@@ -14,6 +14,7 @@ from bitpress.cli.output import plain_table, print_json, print_table, say, size
 from bitpress.client import Client
 from bitpress.methods import MethodConfig, PTQ161Config
 from bitpress.progress import duration
+from bitpress.transport import find_service
 
 
 @app.command(rich_help_panel=RESULTS)
@@ -116,3 +117,13 @@ def _default(field: dict[str, Any]) -> str:
 def _description(field: dict[str, Any]) -> str:
     texts = [part.get("description") for part in (field, *field.get("anyOf", ()))]
     return next((text for text in texts if text), "")
+
+
+@app.command(rich_help_panel=RESULTS)
+def ui(as_json: Json = False) -> None:
+    """Print the address of the service's web page."""
+    url = f"{find_service()[0]}/ui"
+    if as_json:
+        print_json({"url": url})
+    else:
+        typer.echo(url)

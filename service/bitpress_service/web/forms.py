@@ -27,8 +27,7 @@ class Field:
     description: str
     hint: str
     required: bool
-    minimum: float | None
-    maximum: float | None
+    nullable: bool
     options: tuple[str, ...]
     error: str
 
@@ -97,7 +96,7 @@ class _Reader:
             else:
                 fields.append(self.field(inner, name, part, value, name in schema.get("required", ())))
         title = path.rpartition(".")[2].capitalize()
-        return Section(path, title, schema.get("description", ""), tuple(fields), enabled, self._error(path))
+        return Section(path, title, _description(schema), tuple(fields), enabled, self._error(path))
 
     def field(self, path: str, name: str, part: Schema, value: Any, required: bool) -> Field:
         found = self.resolve(part)
@@ -107,11 +106,10 @@ class _Reader:
             label=name.replace("_", " "),
             kind=kind,
             value=_shown(kind, value),
-            description=found.get("description", ""),
+            description=_description(found),
             hint=_hint(found, nullable=_is_nullable(part), default=_default(part)),
             required=required,
-            minimum=found.get("minimum", found.get("exclusiveMinimum")),
-            maximum=found.get("maximum", found.get("exclusiveMaximum")),
+            nullable=_is_nullable(part),
             options=tuple(found.get("enum", found.get("items", {}).get("enum", ()))),
             error=self._error(path),
         )
@@ -121,6 +119,12 @@ class _Reader:
         # What is wrong with a member of a list is said at the list.
         said = [text for where, text in self._errors.items() if where == pointer or _is_item(where, pointer)]
         return "; ".join(said)
+
+
+def _description(schema: Schema) -> str:
+    """A description as a reader of a form understands it: what is null in JSON is empty here."""
+    text: str = schema.get("description", "")
+    return text.replace("null:", "empty:").replace("`", "")
 
 
 def _is_item(where: str, pointer: str) -> bool:
@@ -155,16 +159,23 @@ def _default(schema: Schema) -> Any:
 
 def _hint(schema: Schema, *, nullable: bool, default: Any) -> str:
     """Limits and default in words; what an empty field means is in the description."""
-    words = []
     low, above = schema.get("minimum"), schema.get("exclusiveMinimum")
     high, below = schema.get("maximum"), schema.get("exclusiveMaximum")
-    words += [f"from {low:g}"] if low is not None else [f"above {above:g}"] if above is not None else []
-    words += [f"up to {high:,g}"] if high is not None else [f"below {below:,g}"] if below is not None else []
+    words = []
+    if low is not None and high is not None:
+        words.append(f"{_limit(low)} to {_limit(high)}")
+    else:
+        words += [f"from {_limit(low)}"] if low is not None else [f"above {_limit(above)}"] if above is not None else []
+        words += [f"to {_limit(high)}"] if high is not None else [f"below {_limit(below)}"] if below is not None else []
     if isinstance(default, int | float | str) and not isinstance(default, bool):
         words.append(f"default {default}")
     if nullable:
-        words.append("empty: null")
+        words.append("may be empty")
     return ", ".join(words)
+
+
+def _limit(value: float) -> str:
+    return f"{value:,}"
 
 
 def _shown(kind: Kind, value: Any) -> Any:
@@ -208,7 +219,7 @@ def _read_section(section: Section, posted: Sequence[tuple[str, str]], spec: dic
 
 
 def _means_null(field: Field, texts: Sequence[str]) -> bool:
-    return texts == [""] and "empty: null" in field.hint
+    return field.nullable and texts == [""]
 
 
 def _read(field: Field, texts: Sequence[str]) -> Any:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -60,7 +60,7 @@ async def list_jobs(
     text: Annotated[str, Query(max_length=200)] = "",
     after: Annotated[str | None, Query(max_length=100)] = None,
 ) -> Response:
-    chosen = Filter(JobState(state) if state in JobState else None, text.strip())
+    chosen = Filter(JobState(state) if state in map(str, JobState) else None, text.strip())
     found, next_cursor = await _find(jobs, caller.tenant, chosen, after)
     is_part = "hx-request" in request.headers
     return render(
@@ -131,7 +131,7 @@ async def cancel(job_id: str, caller: JobWriter, jobs: Jobs, response: Response)
     return RedirectResponse(f"/ui/jobs/{job_id}", 303)
 
 
-async def _live(jobs: JobStore, job: Job) -> dict[str, object]:
+async def _live(jobs: JobStore, job: Job) -> dict[str, Any]:
     published = await jobs.blocks(job.id)
     total = max([job.progress.blocks_total, *(index + 1 for index in published)])
     return {"job": job, "blocks": block_cells(published, total), "bars": block_bars(published, total)}

@@ -23,7 +23,7 @@ Form = list[tuple[str, str]]
 
 async def read_form(request: Request) -> Form:
     """The fields of a posted form in their order; one name may come several times."""
-    return parse_qsl((await request.body()).decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=1000)
+    return parse_qsl((await request.body()).decode("utf-8", "replace"), keep_blank_values=True)
 
 
 class SessionRoute(APIRoute):

@@ -24,7 +24,7 @@ THEMES = ("auto", "light", "dark")
 METHOD_NAMES = {"rtn": "RTN", "gptq": "GPTQ", "spqr": "SpQR", "septq": "SEPTQ", "ptq161": "PTQ1.61"}
 
 
-def render(request: Request, template: str, status: int = 200, **context: Any) -> HTMLResponse:
+def render(request: Request, template: str, status_code: int = 200, **context: Any) -> HTMLResponse:
     """Answer with a template; every one knows the caller (None before login), the form token and the theme."""
     caller: Key | None = getattr(request.state, "key", None)
     theme = request.cookies.get(THEME_COOKIE)
@@ -35,7 +35,7 @@ def render(request: Request, template: str, status: int = 200, **context: Any) -
         "theme": theme if theme in THEMES else "auto",
         "path": request.url.path,
     }
-    return HTMLResponse(page.render(common | context), status)
+    return HTMLResponse(page.render(common | context), status_code)
 
 
 @cache

@@ -1,0 +1,42 @@
+"""A report with everything a page has to show, small, and with names as nasty as a user may make them."""
+
+from bitpress.artifacts import BlockReport, LedgerEntry, LinearReport, PerplexityReport, Report
+from bitpress.jobs import JobSpec
+
+NASTY = "<script>alert('x')</script>\"'&"
+PLACES = ("self_attn.q_proj", "mlp.experts.0.up_proj", "mlp.experts.1.up_proj")
+
+
+def sample_report(spec: JobSpec, bits: float = 3.5, perplexity: float = 20.0, blocks: int = 3) -> Report:
+    """Errors grow from block to block and from linear to linear; of two experts the second is worse."""
+    return Report(
+        spec=spec,
+        bits_per_weight=bits,
+        num_weights=blocks * len(PLACES) * 64,
+        bytes_before=4096,
+        bytes_after=1024,
+        perplexity={"/texts/held-out.txt": PerplexityReport(dense=18.0, compressed=perplexity, num_tokens=12345)},
+        blocks=tuple(_block(index) for index in range(blocks)),
+        phases={"calibrating": 61.0, "evaluating": 3.0},
+        peak_bytes=2**30,
+        peak_device_bytes=0,
+        ledger=(LedgerEntry(kind="dead-columns", where=f"block 1, {NASTY}", detail="3 of 64"),),
+        versions={"python": "3.11"},
+    )
+
+
+def _block(index: int) -> BlockReport:
+    linears = tuple(
+        LinearReport(
+            name=place,
+            shape=(8, 8),
+            bits_per_weight=3.0 + number,
+            relative_error=0.001 * (1 + index) * (1 + number),
+            outlier_fraction=0.01 * number,
+            damping_used=0.01,
+            num_tokens=100,
+            seconds=0.5,
+        )
+        for number, place in enumerate(PLACES)
+    )
+    return BlockReport(index=index, sha256=f"{index:064x}", bytes=300, seconds=1.5, linears=linears)
