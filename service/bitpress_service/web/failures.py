@@ -20,6 +20,7 @@ ADVICE = {
     "not-found": "Check the address. Jobs of other tenants and deleted jobs are not found either.",
     "conflict": "The job has changed meanwhile. Go back, reload the page and look at its state.",
     "too-many-jobs": "Wait until some jobs have ended, or cancel what is not needed any more.",
+    "too-many-streams": "Close other pages that follow jobs with this key, then reload.",
     "unavailable": "Try again in a moment. When it lasts: `bitpress doctor` on the service's machine.",
     "unsupported-model": "Only the decoder families in the README are known; the message says where to describe one.",
     "bad-checkpoint": "Check that the model's directory has config.json, safetensors and a tokenizer.",
