@@ -70,7 +70,7 @@ class Stopwatch:
 def solve(weight_RI: Tensor, hessian_II: Tensor, config: MethodConfig, watch: Stopwatch) -> tuple[Factor, Columns]:
     """Solve the linear phase by phase; return its factor and the solved columns."""
     method = create(config)
-    factor = watch.run("factor", lambda: method.factor(Gram(hessian_II, num_sequences=2, num_tokens=0)))
+    factor = watch.run("factor", lambda: method.factor(Gram.of(hessian_II, num_sequences=2, num_tokens=0)))
     rows = watch.run("begin", lambda: method.begin([weight_RI], factor, method.row_tile(ROW_TILE)))
     agreed = None
 

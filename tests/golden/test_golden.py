@@ -309,7 +309,7 @@ def near_list(values: list[float]) -> Any:
 
 
 def test_hand_two_by_two() -> None:
-    gram = Gram(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), num_sequences=2, num_tokens=0)
+    gram = Gram.of(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), num_sequences=2, num_tokens=0)
     factor = factorize(gram, damping=0.01)
     assert factor.upper_II.flatten().tolist() == near_list([0.8097895, -0.4008859, 0, 0.7035975])
     inverse = factor.upper_II.T @ factor.upper_II

@@ -36,7 +36,7 @@ def solved(linear: tuple[Tensor, Tensor], config: MethodConfig) -> dict[str, Ten
     """What is stored of the linear."""
     weight, hessian = linear
     method = create(config)
-    rows = method.begin([weight], method.factor(Gram(hessian, 2, 1)), method.row_tile(256))
+    rows = method.begin([weight], method.factor(Gram.of(hessian, 2, 1)), method.row_tile(256))
     return next(rows.solve(agree(method, [rows]))).compressed.tensors()
 
 

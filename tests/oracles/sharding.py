@@ -27,7 +27,7 @@ def agree(method: Method, shards: Sequence[RowSolver]) -> list[Any] | None:
 def solve_in_shards(weight: Tensor, hessian: Tensor, config: MethodConfig, num_shards: int) -> CompressedLinear:
     """Share tiles of at least 8 rows out evenly; shards without a tile take no part."""
     method = create(config)
-    factor = method.factor(Gram(hessian, num_sequences=2, num_tokens=1))
+    factor = method.factor(Gram.of(hessian, num_sequences=2, num_tokens=1))
     tile = method.row_tile(8)
     tiles = list(weight.split(tile))
     cuts = [len(tiles) * i // num_shards for i in range(num_shards + 1)]

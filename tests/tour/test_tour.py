@@ -108,7 +108,7 @@ def test_6_a_method_solves_a_format_stores_and_every_stored_bit_is_counted() -> 
 
 def test_7_rows_are_shared_out_and_what_crosses_rows_is_agreed_on() -> None:
     weight, method = golden_weight(), create(SEPTQConfig(bits=3))
-    factor = method.factor(Gram(example_hessian(), num_sequences=4, num_tokens=384))
+    factor = method.factor(Gram.of(example_hessian(), num_sequences=4, num_tokens=384))
     shards = [method.begin([rows], factor, row_tile=8) for rows in (weight[:8], weight[8:])]
     agreed = None
     for _ in range(method.survey_rounds):

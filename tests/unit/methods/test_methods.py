@@ -88,7 +88,7 @@ def test_linears_of_a_tap_are_solved_together_as_if_apart() -> None:
     hessian = random_linear(4, 48, seed=17)[1]
     for config in CONFIGS:
         method = create(config)
-        rows = method.begin(weights, method.factor(Gram(hessian, 2, 1)), method.row_tile(16))
+        rows = method.begin(weights, method.factor(Gram.of(hessian, 2, 1)), method.row_tile(16))
         together = list(rows.solve(agree(method, [rows])))
         for weight, solved in zip(weights, together, strict=True):
             _, alone, agreed = begin(method, weight, hessian)
@@ -154,7 +154,7 @@ def test_spqr_on_shapes_that_divide_by_nothing(shape: tuple[int, int]) -> None:
 
 def begin(method: Method, weight: Tensor, hessian: Tensor) -> tuple[Factor, Any, Any]:
     """Return a factor, rows that are ready to solve, and what to solve them with."""
-    factor = method.factor(Gram(hessian, 2, 1))
+    factor = method.factor(Gram.of(hessian, 2, 1))
     rows = method.begin([weight], factor, method.row_tile(16))
     return factor, rows, agree(method, [rows])
 

@@ -22,7 +22,7 @@ from oracles.examples import random_linear
 
 def test_what_the_columns_lost_is_the_damped_output_error() -> None:
     weight, hessian = random_linear(12, 50, seed=0)
-    factor = factorize(Gram(hessian, 2, 1), damping=0.01)
+    factor = factorize(Gram.of(hessian, 2, 1), damping=0.01)
     grid = fit_integer_zero(*weight.aminmax(dim=1), 3, scale_dtype=torch.float32)
     weight_IR, codes_IR = weight.T.contiguous(), torch.empty(50, 12, dtype=torch.uint8)
     columns = Columns(weight_IR, 50, lambda first, weight_gR: grid, torch.zeros(50, dtype=torch.bool), codes_IR)
@@ -59,14 +59,14 @@ def test_feeding_errors_back_pays_on_average() -> None:
 def test_septq_that_retains_nothing_is_gptq_with_searched_grids() -> None:
     weight, hessian = random_linear(30, 70, seed=2, dead=(4,))
     method = SEPTQ(SEPTQConfig(bits=3))
-    rows = method.begin([weight], method.factor(Gram(hessian, 2, 1)), 16)
+    rows = method.begin([weight], method.factor(Gram.of(hessian, 2, 1)), 16)
     infinite = Threshold(high=0x7F80, rank=0)
     values = rows.solve_values([infinite]).weight_IR.T
     gptq = compress(weight, hessian, GPTQConfig(bits=3, mse_search=True))
     # GPTQ fits a row's grid to dead columns as well, so only without them are the two the same.
     assert not torch.equal(gptq.dequantize(), values)
     weight[:, 4] = 0
-    rows = method.begin([weight], method.factor(Gram(hessian, 2, 1)), 16)
+    rows = method.begin([weight], method.factor(Gram.of(hessian, 2, 1)), 16)
     values = rows.solve_values([infinite]).weight_IR.T
     assert torch.equal(compress(weight, hessian, GPTQConfig(bits=3, mse_search=True)).dequantize(), values)
 
@@ -140,14 +140,14 @@ def test_the_linears_of_a_tap_see_the_same_hessian_whichever_was_solved_first() 
     weight, hessian = random_linear(16, 32, seed=7)
     method = GPTQ(GPTQConfig(bits=3, propagation="linear"))
     assert method.propagation == "linear"
-    together = method.begin([weight, 2 * weight], method.factor(Gram(hessian, 2, 1)), 16).solve(None)
+    together = method.begin([weight, 2 * weight], method.factor(Gram.of(hessian, 2, 1)), 16).solve(None)
     alone: list[Tensor] = [compress(w, hessian, GPTQConfig(bits=3)).dequantize() for w in (weight, 2 * weight)]
     assert all(torch.equal(part.compressed.dequantize(), w) for part, w in zip(together, alone, strict=True))
 
 
 def test_a_row_that_is_kept_whole_loses_nothing() -> None:
     weight, hessian = random_linear(6, 40, seed=8)
-    factor = factorize(Gram(hessian, 2, 1), damping=0.01)
+    factor = factorize(Gram.of(hessian, 2, 1), damping=0.01)
     grid = fit_integer_zero(*weight.aminmax(dim=1), 2, scale_dtype=torch.float32)
     weight_IR, codes_IR = weight.T.contiguous(), torch.empty(40, 6, dtype=torch.uint8)
     kept_IR = torch.zeros(40, 6, dtype=torch.bool)
@@ -164,7 +164,7 @@ def test_a_row_that_is_kept_whole_loses_nothing() -> None:
 def test_without_correlations_a_weight_gains_its_own_error() -> None:
     """Leaving out a weight that is no extreme saves just what it loses, in units of the one d that all columns have."""
     weight, _ = random_linear(50, 16, seed=9)
-    factor = factorize(Gram(3 * torch.eye(16), 2, 1), damping=1.0)
+    factor = factorize(Gram.of(3 * torch.eye(16), 2, 1), damping=1.0)
     pivots_I = factor.upper_II.diagonal()
     assert torch.equal(pivots_I, pivots_I[:1].expand(16))
     gains_gR = leave_one_out_gains(weight.T.contiguous(), pivots_I.clone(), 3, False)
@@ -179,7 +179,7 @@ def test_spqr_without_outliers_or_second_level_is_the_loop_on_real_zero_grids() 
     options = {"outlier_threshold": None, "scale_bits": None, "zero_bits": None, "order": "natural", "damping": 0.01}
     for group_size in (16, None):
         config = SpQRConfig.model_validate({**options, "group_size": group_size})
-        factor = SpQR(config).factor(Gram(hessian, 2, 1))
+        factor = SpQR(config).factor(Gram.of(hessian, 2, 1))
         weight_IR, codes_IR = weight.T.contiguous(), torch.empty(64, 24, dtype=torch.uint8)
 
         def fit(first: int, weight_gR: Tensor) -> Grid:

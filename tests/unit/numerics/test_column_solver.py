@@ -12,7 +12,7 @@ from oracles.examples import random_linear
 
 
 def factor_of(xtx: Tensor, damping: float = 0.01) -> Factor:
-    return factorize(Gram(xtx, 2, 1), damping=damping)
+    return factorize(Gram.of(xtx, 2, 1), damping=damping)
 
 
 def columns_of(weight: Tensor, group_size: int, grid: Grid | None = None) -> tuple[Columns, list[tuple[int, int]]]:

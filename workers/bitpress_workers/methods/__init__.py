@@ -80,7 +80,7 @@ def _factor(method: Method, weight: Tensor, hessian: Tensor) -> Factor:
     expected = [weight.shape[1]] * 2
     if list(hessian.shape) != expected or hessian.dtype != torch.float32:
         raise ValueError(f"hessian: expected float32 {expected}, found {hessian.dtype} {list(hessian.shape)}")
-    factor = method.factor(Gram(hessian, num_sequences=2, num_tokens=0))
-    if float((hessian - hessian.T).abs().max()) > SYMMETRY * float(hessian.abs().max()):
+    factor = method.factor(Gram.of(hessian, num_sequences=2, num_tokens=0))
+    if not float((hessian - hessian.T).abs().max()) <= SYMMETRY * float(hessian.abs().max()):
         raise ValueError("hessian: not symmetric")
     return factor

@@ -22,6 +22,8 @@ from bitpress_workers.methods.base import Agreement, SolvedRows, Survey, group_d
 from bitpress_workers.numerics.grid import IntegerZeroGrid, fit_integer_zero, is_too_fine
 from bitpress_workers.numerics.hessian import Factor, Gram, unfactored
 
+ROWS_AT_ONCE = 256  # nothing crosses rows: this bounds memory and changes no code
+
 
 class RTN:
     propagation: Literal["block", "tap", "linear"] = "block"
@@ -34,7 +36,7 @@ class RTN:
         return at_least + -at_least % ROW_MULTIPLE
 
     def factor(self, gram: Gram) -> Factor:
-        return unfactored(len(gram.sum_II), gram.sum_II.device, gram.num_tokens)
+        return unfactored(gram.num_columns, gram.device, gram.num_tokens)
 
     def begin(self, weights: Sequence[Tensor], factor: Factor, row_tile: int) -> "RTNRows":
         return RTNRows(self._config, weights)
@@ -62,8 +64,11 @@ class RTNRows:
         size = min(config.group_size or num_columns, num_columns)
         lo_RG, hi_RG = _group_ranges(weight_RI, size)
         grid = fit_integer_zero(lo_RG, hi_RG, config.bits, symmetric=config.symmetric)
-        scale_RI, zero_RI = (x.repeat_interleave(size, dim=1)[:, :num_columns] for x in (grid.scale, grid.zero))
-        codes_RI = IntegerZeroGrid(scale_RI, zero_RI, config.bits).encode(weight_RI).to(torch.uint8)
+        codes_RI = torch.empty_like(weight_RI, dtype=torch.uint8)
+        parts = (x.split(ROWS_AT_ONCE) for x in (weight_RI, codes_RI, grid.scale, grid.zero))
+        for weight_KI, codes_KI, *grid_KG in zip(*parts, strict=True):
+            scale_KI, zero_KI = (x.repeat_interleave(size, dim=1)[:, :num_columns] for x in grid_KG)
+            codes_KI.copy_(IntegerZeroGrid(scale_KI, zero_KI, config.bits).encode(weight_KI))
         scale, zero = statistics.of_integer_zero(grid.scale, grid.zero, config.bits, symmetric=config.symmetric)
         compressed = GroupedAffine.from_parts(affine_parts(codes_RI, config.bits, size, scale, zero))
         too_fine_RG = is_too_fine(lo_RG.clamp(max=0), hi_RG.clamp(min=0), config.bits)

@@ -126,17 +126,19 @@ class SpQRRows:
     def solve_values(self, thresholds: Sequence[float] | None) -> Columns:
         """Run the column loop; columns in solve order."""
         weight_IR = self.tap_rows.weight_IR
+        threshold_R = None
+        if thresholds is not None:
+            threshold_R = self.tap_rows.each(torch.tensor(thresholds, dtype=torch.float32))
         columns = Columns(
             weight_IR=weight_IR,
             group_size=self._group_size,
-            fit=lambda first, weight_gR: self._fit(first, weight_gR, columns.threshold_R),
+            fit=lambda first, weight_gR: self._fit(first, weight_gR, threshold_R),
             dead_I=self._factor.dead_I,
             codes_IR=torch.empty_like(weight_IR, dtype=torch.uint8),
+            threshold_R=threshold_R,
+            kept_IR=None if threshold_R is None else torch.zeros_like(weight_IR, dtype=torch.bool),
             kept_dtype=self._stored_dtype,
         )
-        if thresholds is not None:
-            columns.threshold_R = self.tap_rows.each(torch.tensor(thresholds, dtype=torch.float32))
-            columns.kept_IR = torch.zeros_like(weight_IR, dtype=torch.bool)
         solve_columns(
             columns,
             self._factor.upper_II,

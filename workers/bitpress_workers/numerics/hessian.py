@@ -7,7 +7,7 @@ inverse, H^-1 = U'U.
 Shapes: T tokens, I columns (inputs).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -27,30 +27,58 @@ SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 class Gram:
     """The raw sum X'X over some calibration tokens, with what it was summed over.
 
-    A raw sum, not the running average of the published code: a sum can be cut anywhere and merged.
-    Only blocks on and above the diagonal are computed, about half of the work; what lies below is
-    copied from there when the whole matrix is asked for.
+    A raw sum, not the running average of the published code: a sum can be cut anywhere and merged. It is
+    symmetric, so only its strips are computed and kept, about half of it: of each block of columns the rows
+    on and above the diagonal.
 
-    sum_II: float32 [I, I]; below the diagonal's blocks it means something only if `symmetric`.
+    upper: float32, one strip behind the other.
     """
 
-    sum_II: Tensor
+    upper: Tensor
+    num_columns: int
     num_sequences: int
     num_tokens: int
-    symmetric: bool = True
 
     @classmethod
-    def zeros(cls, num_columns: int, device: torch.device | str | None = None) -> Self:
-        return cls(torch.zeros(num_columns, num_columns, device=device), 0, 0)
+    def zeros(cls, num_columns: int, device: torch.device | str = "cpu") -> Self:
+        device = torch.device(device)
+        size = sum(_strip_size(rows, num_columns) for rows in blocks_of(num_columns, device))
+        return cls(torch.zeros(size, device=device), num_columns, 0, 0)
+
+    @classmethod
+    def of(cls, xtx_II: Tensor, num_sequences: int, num_tokens: int) -> Self:
+        """Copy X'X, float32 [I, I]; what lies below its diagonal's blocks is not looked at."""
+        gram = cls.zeros(len(xtx_II), xtx_II.device)
+        for rows, strip_KN in gram.strips():
+            strip_KN.copy_(xtx_II[rows, rows.start :])
+        gram.num_sequences, gram.num_tokens = num_sequences, num_tokens
+        return gram
+
+    @property
+    def device(self) -> torch.device:
+        return self.upper.device
+
+    def strips(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the blocks of columns, each with a view of its rows from the diagonal on, [rows, I - rows.start]."""
+        start = 0
+        for rows in blocks_of(self.num_columns, self.device):
+            size = _strip_size(rows, self.num_columns)
+            yield rows, self.upper[start : start + size].view(rows.stop - rows.start, -1)
+            start += size
 
     @property
     def xtx_II(self) -> Tensor:  # noqa: N802
-        """X'X, float32 [I, I]."""
-        if not self.symmetric:
-            for rows in blocks_of(self.sum_II):
-                self.sum_II[rows.stop :, rows] = self.sum_II[rows, rows.stop :].T
-            self.symmetric = True
-        return self.sum_II
+        """X'X as a whole, a new float32 [I, I]."""
+        xtx_II = self.upper.new_empty(self.num_columns, self.num_columns)
+        for rows, strip_KN in self.strips():
+            xtx_II[rows.start :, rows] = strip_KN.T
+            xtx_II[rows, rows.start :] = strip_KN
+        return xtx_II
+
+    @property
+    def diagonal_I(self) -> Tensor:  # noqa: N802
+        """A new float32 [I]."""
+        return torch.cat([strip_KN.diagonal() for _, strip_KN in self.strips()])
 
     @full_float32()
     def accumulate(self, x_TI: Tensor, num_sequences: int) -> None:
@@ -62,11 +90,20 @@ class Gram:
         x_TI = x_TI.flatten(0, -2)
         if not (x_TI.is_cuda and x_TI.dtype in SIXTEEN_BITS):
             x_TI = x_TI.float()
-        for rows in blocks_of(self.sum_II):
-            _add_product(self.sum_II[rows, rows.start :], x_TI[:, rows], x_TI[:, rows.start :])
-        self.symmetric = False
+        for rows, strip_KN in self.strips():
+            _add_product(strip_KN, x_TI[:, rows], x_TI[:, rows.start :])
         self.num_sequences += num_sequences
         self.num_tokens += x_TI.shape[0]
+
+    def add(self, other: "Gram") -> None:
+        """Add the sum over other tokens, in place."""
+        self.upper.add_(other.upper)
+        self.num_sequences += other.num_sequences
+        self.num_tokens += other.num_tokens
+
+
+def _strip_size(rows: slice, num_columns: int) -> int:
+    return (rows.stop - rows.start) * (num_columns - rows.start)
 
 
 def _add_product(sum_KN: Tensor, a_TK: Tensor, b_TN: Tensor) -> None:
@@ -75,13 +112,6 @@ def _add_product(sum_KN: Tensor, a_TK: Tensor, b_TN: Tensor) -> None:
         sum_KN.addmm_(a_TK.T, b_TN)
     else:
         torch.addmm(sum_KN, a_TK.T, b_TN, sum_KN.dtype, out=sum_KN)
-
-
-def merge(a: Gram, b: Gram) -> Gram:
-    """Sum two Grams into a new one."""
-    return Gram(
-        a.sum_II + b.sum_II, a.num_sequences + b.num_sequences, a.num_tokens + b.num_tokens, a.symmetric and b.symmetric
-    )
 
 
 Node = tuple[int, int]  # (first slice, number of slices): a subtree of the fixed merge tree
@@ -103,27 +133,30 @@ class GramTree:
         start, length = index, 1
         while start % (2 * length) == length and (start - length, length) in self.nodes:
             start -= length
-            gram = merge(self.nodes.pop((start, length)), gram)
-            length *= 2
+            left = self.nodes.pop((start, length))
+            left.add(gram)
+            gram, length = left, 2 * length
         self.nodes[start, length] = gram
 
 
-def reduce_tree(nodes: Mapping[Node, Gram], num_slices: int) -> Gram:
+def reduce_tree(nodes: dict[Node, Gram], num_slices: int) -> Gram:
     """Merge the nodes of all holders into the Gram of all slices: the same bits whatever the split.
 
-    Raises ValueError when a slice is missing.
+    The nodes are taken over. Raises ValueError when a slice is missing.
     """
+    return _reduce(nodes, 0, 1 << (num_slices - 1).bit_length(), num_slices)
 
-    def reduce(start: int, length: int) -> Gram:
-        if (start, length) in nodes:
-            return nodes[start, length]
-        if length == 1:
-            raise ValueError(f"slice {start} of {num_slices} is missing")
-        half = length // 2
-        left = reduce(start, half)
-        return merge(left, reduce(start + half, half)) if start + half < num_slices else left
 
-    return reduce(0, 1 << (num_slices - 1).bit_length())
+def _reduce(nodes: dict[Node, Gram], start: int, length: int, num_slices: int) -> Gram:
+    if (start, length) in nodes:
+        return nodes.pop((start, length))
+    if length == 1:
+        raise ValueError(f"slice {start} of {num_slices} is missing")
+    half = length // 2
+    gram = _reduce(nodes, start, half, num_slices)
+    if start + half < num_slices:
+        gram.add(_reduce(nodes, start + half, half, num_slices))
+    return gram
 
 
 @dataclass(frozen=True)
@@ -177,9 +210,9 @@ def factorize(
     A matrix that is not positive definite is damped ten times more, three times at most.
     Raises NumericalError when it still is not, or when it is not finite.
     """
-    if not is_finite(gram.xtx_II):
+    if not is_finite(gram.upper):
         raise NumericalError("the Hessian is not finite: an activation was NaN or infinite")
-    diagonal_I = gram.xtx_II.diagonal() * (2.0 / gram.num_sequences)
+    diagonal_I = gram.diagonal_I.mul_(2.0 / gram.num_sequences)
     dead_I = diagonal_I == 0
     if dead_columns == "before damping":
         diagonal_I[dead_I] = 1.0
@@ -202,10 +235,15 @@ def factorize(
 
 def _reversed_hessian(gram: Gram, order_I: Tensor | None, diagonal_I: Tensor) -> Tensor:
     """Return H in solve order with this diagonal, rows and columns last to first."""
-    num_columns = len(diagonal_I)
-    if order_I is None:
-        order_I = torch.arange(num_columns, device=diagonal_I.device)
-    reversed_I = order_I.flip(0)
-    hessian_II = gram.xtx_II[reversed_I[:, None], reversed_I].mul_(2.0 / gram.num_sequences)
+    place_I = torch.arange(gram.num_columns, device=gram.device)  # of each column of X'X in the result
+    if order_I is not None:
+        place_I[order_I] = place_I.clone()
+    place_I = gram.num_columns - 1 - place_I
+    hessian_II = gram.upper.new_empty(gram.num_columns, gram.num_columns)
+    for rows, strip_KN in gram.strips():
+        scaled_KN = strip_KN * (2.0 / gram.num_sequences)
+        rows_K, columns_N = place_I[rows], place_I[rows.start :]
+        hessian_II[columns_N[:, None], rows_K] = scaled_KN.T
+        hessian_II[rows_K[:, None], columns_N] = scaled_KN
     hessian_II.diagonal().copy_(diagonal_I.flip(0))
     return hessian_II

@@ -12,15 +12,15 @@ from bitpress_workers.numerics.precision import full_float32
 COLUMNS_OF_A_BLOCK = {"cpu": 256, "cuda": 2048}
 
 
-def blocks_of(matrix_II: Tensor) -> list[slice]:
+def blocks_of(num_columns: int, device: torch.device) -> list[slice]:
     """Cut columns into blocks: alike for all matrices of a size, so that bits depend on nothing else."""
-    size, num_columns = COLUMNS_OF_A_BLOCK[matrix_II.device.type], len(matrix_II)
+    size = COLUMNS_OF_A_BLOCK[device.type]
     return [slice(start, min(start + size, num_columns)) for start in range(0, num_columns, size)]
 
 
-def is_finite(matrix_II: Tensor) -> bool:
-    """Whether no element is NaN or infinite; takes no temporary of the matrix' size."""
-    return bool(torch.isfinite(torch.stack(matrix_II.aminmax())).all())
+def is_finite(values: Tensor) -> bool:
+    """Whether no element is NaN or infinite; takes no temporary of the tensor's size."""
+    return bool(torch.isfinite(torch.stack(values.aminmax())).all())
 
 
 @full_float32()
@@ -46,7 +46,7 @@ def _invert_lower_(lower_II: Tensor) -> None:
 
     Row by row of blocks, X_ij = -(L_ii)^-1 sum over k of L_ik X_kj, from the blocks above, which are inverted already.
     """
-    blocks = blocks_of(lower_II)
+    blocks = blocks_of(len(lower_II), lower_II.device)
     for i, rows in enumerate(blocks):
         block = lower_II[rows, rows]
         identity = torch.eye(len(block), dtype=block.dtype, device=block.device)

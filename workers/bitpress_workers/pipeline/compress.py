@@ -45,6 +45,7 @@ class BlockLoop:
             if index in published:
                 record, sidecar = published[index]
                 self.publisher.check_same_job(sidecar, chain)
+                self.fleet.get(self.fleet.all(Shard.prefetch))
                 self.fleet.get(self.fleet.all(Shard.install_published, record.key, record.sha256))
             else:
                 record, sidecar = self._compress(index, chain, started)

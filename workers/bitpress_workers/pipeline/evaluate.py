@@ -42,6 +42,7 @@ class Perplexities:
         for index, record in enumerate(self.records):
             self.meter.evaluated(index)
             self.fleet.get(self.fleet.all(Shard.load, index))
+            self.fleet.get(self.fleet.all(Shard.prefetch))
             self.fleet.get(self.fleet.all(Shard.advance, "dense"))
             self.fleet.get(self.fleet.all(Shard.install_published, record.key, record.sha256))
             self.fleet.get(self.fleet.all(Shard.advance, "compressed"))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from bitpress.artifacts import LinearDeviation
@@ -63,17 +64,22 @@ def tile_errors(
     weight_RI: Tensor, compressed: CompressedLinear, gram: Gram, row_tile: int
 ) -> list[tuple[float, float]]:
     """Squared output error and squared output, tr(D G D') and tr(W G W'), of each tile of rows, G = X'X."""
-    weight_RI = weight_RI.float()
-    difference_RI = weight_RI - compressed.dequantize().to(weight_RI.device)
+    values_RI = compressed.dequantize().to(weight_RI.device)
     pairs = []
     for tile in tiles_of(range(len(weight_RI)), row_tile):
-        energies = [_energy(rows_RI[tile.start : tile.stop].clone(), gram) for rows_RI in (difference_RI, weight_RI)]
-        pairs.append((energies[0], energies[1]))
+        weight_TI = weight_RI[tile.start : tile.stop].to(torch.float32, copy=True)  # tiles lie alike on every fleet
+        difference_TI = weight_TI - values_RI[tile.start : tile.stop]
+        pairs.append((_energy(difference_TI, gram), _energy(weight_TI, gram)))
     return pairs
 
 
-def _energy(rows_RI: Tensor, gram: Gram) -> float:
-    return float(((rows_RI @ gram.xtx_II) * rows_RI).double().sum())
+def _energy(rows_TI: Tensor, gram: Gram) -> float:
+    """tr(R G R'): what lies right of the diagonal's blocks counts twice."""
+    energies = []
+    for block, strip_KN in gram.strips():
+        products_TN = (rows_TI[:, block] @ strip_KN).mul_(rows_TI[:, block.start :]).double()
+        energies.append(2 * products_TN.sum() - products_TN[:, : len(strip_KN)].sum())
+    return float(torch.stack(energies).sum())
 
 
 def join_evidence(compressed: CompressedLinear, parts: Sequence[Part]) -> Evidence:

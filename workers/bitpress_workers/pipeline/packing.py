@@ -2,7 +2,7 @@
 
 The structure is pickled, and rebuilt only from classes of Bitpress: what is read came from a shard
 of the same job, but over a network. Of a symmetric or triangular matrix only the blocks on and above
-the diagonal are taken.
+the diagonal are taken; a Gram holds no others.
 
 Shapes: I columns.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bitpress.formats import CompressedLinear, Header
-from bitpress_workers.numerics.hessian import Factor, Gram
+from bitpress_workers.numerics.hessian import Factor
 from bitpress_workers.numerics.triangular import blocks_of
 
 PACKAGES = {"bitpress", "bitpress_workers"}
@@ -81,8 +81,6 @@ class _Pickler(pickle.Pickler):
         return len(self.tensors) - 1
 
     def reducer_override(self, item: Any) -> Any:
-        if isinstance(item, Gram):
-            return _gram, (_upper_blocks(item.sum_II), item.num_sequences, item.num_tokens)
         if isinstance(item, Factor):
             rest = (item.order_I, item.dead_I, item.damping_used, item.num_tokens)
             return _factor, (_upper_blocks(item.upper_II), *rest)
@@ -106,7 +104,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _upper_blocks(matrix_II: Tensor) -> list[Tensor]:
-    return [matrix_II[rows, rows.start :] for rows in blocks_of(matrix_II)]
+    return [matrix_II[rows, rows.start :] for rows in blocks_of(len(matrix_II), matrix_II.device)]
 
 
 def _matrix(blocks: Sequence[Tensor]) -> Tensor:
@@ -118,10 +116,6 @@ def _matrix(blocks: Sequence[Tensor]) -> Tensor:
         matrix_II[start : start + len(block), start:] = block
         start += len(block)
     return matrix_II
-
-
-def _gram(blocks: Sequence[Tensor], num_sequences: int, num_tokens: int) -> Gram:
-    return Gram(_matrix(blocks), num_sequences, num_tokens, symmetric=False)
 
 
 def _factor(

@@ -17,6 +17,7 @@ from bitpress_workers.methods.base import Agreement, Method, RowSolver, SolvedRo
 from bitpress_workers.models.family import Tap
 from bitpress_workers.models.skeleton import tap_inputs
 from bitpress_workers.numerics.hessian import Gram, GramTree, Node, reduce_tree
+from bitpress_workers.numerics.triangular import is_finite
 from bitpress_workers.pipeline.activations import Activations
 from bitpress_workers.pipeline.evidence import Evidence, Part, TapData, TapFacts, join_evidence, tile_errors
 from bitpress_workers.pipeline.exchange import Group
@@ -54,12 +55,12 @@ class RowSolving:
         Returns what the report says of those taps that this shard owns.
         """
         collected = self._collect([self._taps[name] for name in names], activations)
-        gathered = {name: self._group.gather(collected.pop(name), self._owners[name]) for name in names}
+        merged = {name: self._merge(collected.pop(name), self._owners[name]) for name in names}
         facts = {}
         for name in names:
-            parts = gathered.pop(name)
-            if self._owners[name] == self._group.rank:
-                self._factorized[name] = self._factor(name, parts)
+            gram = merged.pop(name)
+            if gram is not None:
+                self._factorized[name] = self._factor(name, gram)
                 facts[name] = self._factorized[name].facts()
         return facts
 
@@ -83,22 +84,31 @@ class RowSolving:
                 size = activations.size(batch)
 
                 def accumulate(tap: str, x_TI: Tensor, grams: dict[str, Gram] = grams, size: int = size) -> None:
-                    gram = grams.setdefault(tap, Gram.zeros(x_TI.shape[-1], x_TI.device))
-                    gram.accumulate(x_TI, size)
+                    if tap not in grams:
+                        grams[tap] = Gram.zeros(x_TI.shape[-1], x_TI.device)
+                    grams[tap].accumulate(x_TI, size)
 
                 with tap_inputs(self._block, taps, accumulate):
                     activations.forward(self._block, self._block_index, batch)
             for tap in taps:  # no token of a slice may have come to an expert
-                trees[tap.name].add(slice_index, grams.get(tap.name) or self._silent(tap))
+                trees[tap.name].add(slice_index, grams.pop(tap.name) if tap.name in grams else self._silent(tap))
         return {tap: tree.nodes for tap, tree in trees.items()}
 
-    def _factor(self, tap: str, parts: Sequence[Mapping[Node, Gram]]) -> TapData:
-        """Merge all shards' Grams of a tap and factorize the Hessian."""
-        gram = reduce_tree({node: gram for part in parts for node, gram in part.items()}, len(self._slices))
+    def _merge(self, nodes: dict[Node, Gram], owner: int) -> Gram | None:
+        """Merge all shards' Grams of a tap where its owner is."""
+        parts: list[dict[Node, Gram]] = self._group.gather(nodes, owner)
+        if self._group.rank != owner:
+            return None
+        held = {node: gram for part in parts for node, gram in part.items()}
+        del nodes, parts  # each Gram is let go as soon as it is merged
+        return reduce_tree(held, len(self._slices))
+
+    def _factor(self, tap: str, gram: Gram) -> TapData:
+        """Factorize a tap's Hessian."""
         if not gram.num_tokens:  # an expert that no token came to: no input matters more than another
-            gram = Gram(torch.eye(len(gram.xtx_II), device=gram.xtx_II.device), num_sequences=1, num_tokens=0)
+            gram = Gram.of(torch.eye(gram.num_columns, device=gram.device), num_sequences=1, num_tokens=0)
         name = f"{self._name}, tap {tap}"
-        if not bool(torch.isfinite(gram.xtx_II).all()):
+        if not is_finite(gram.upper):
             raise NumericalError(f"{name}: an activation is not finite, or too large for float32 statistics")
         try:
             return TapData(gram, self._method.factor(gram))

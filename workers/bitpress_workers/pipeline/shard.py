@@ -4,7 +4,6 @@ A plain class: a fleet calls it in this process or in an actor. What it knows of
 its `Group`; methods in which they exchange are called on all of them.
 """
 
-import gc
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,7 +81,7 @@ class Shard:
         self._block_index = -1
         self._taps: dict[str, Tap] = {}
         self._compressed: dict[str, CompressedLinear] = {}
-        self._solving: RowSolving
+        self._solving: RowSolving | None = None
         self._training: BlockTraining
         self._restoration: Restoration
 
@@ -114,16 +113,17 @@ class Shard:
     # The block in hand.
 
     def load(self, block_index: int) -> None:
-        """Take a dense block from the checkpoint; the next one is read while this one is worked on."""
-        self._block = nn.Module()  # let go of the last block before the next one is read
+        """Take a dense block from the checkpoint, or what was read of it ahead."""
+        self._block, self._solving, self._compressed = nn.Module(), None, {}  # let go of the last block first
         self._block_index = block_index
-        self._compressed = {}
-        gc.collect()  # solvers refer to themselves; left to Python, what they hold lasts for several blocks
         self._taps = {tap.name: tap for tap in self._skeleton.taps(block_index)}
         self._block = self._skeleton.load_block(block_index)
-        if block_index + 1 < self._skeleton.num_blocks:
+
+    def prefetch(self) -> None:
+        """Start reading the block after the one in hand; called when what takes most memory is over."""
+        if self._block_index + 1 < self._skeleton.num_blocks:
             pinnable = pinnable_bytes() if self._device.type == "cuda" else 0
-            self._skeleton.prefetch_block(block_index + 1, pinnable)
+            self._skeleton.prefetch_block(self._block_index + 1, pinnable)
 
     def fingerprint(self) -> str:
         """Return the sha256 of the block in hand, as it was loaded."""
@@ -150,10 +150,12 @@ class Shard:
 
     def factorize(self, taps: Sequence[str]) -> dict[str, TapFacts]:
         """Make and factorize Hessians from the same forwards, with all shards; returns the facts of this one's taps."""
+        assert self._solving is not None
         return self._solving.factorize(taps, self._activations["calibration"])
 
     def solve(self, tap: str) -> list[Evidence]:
         """Solve a factorized tap with all shards; its linears, in their order, are in the block in hand then."""
+        assert self._solving is not None
         solved = self._solving.solve(tap)
         for name, (compressed, _) in solved.items():
             self._install(name, compressed)

@@ -38,7 +38,7 @@ class Solver(Protocol):
         ...
 
     def solve(self, index: int) -> Solved:
-        """Compress the block in hand, on all shards."""
+        """Compress the block in hand, on all shards; the next one is read meanwhile."""
         ...
 
 
@@ -59,10 +59,13 @@ class TapSolver:
     def solve(self, index: int) -> Solved:
         solved = Solved()
         self.fleet.get(self.fleet.all(Shard.begin_solving))
-        for stage in self._stages(index):
+        stages = self._stages(index)
+        for number, stage in enumerate(stages, start=1):
             of_shards: list[dict[str, TapFacts]] = self.fleet.get(
                 self.fleet.all(Shard.factorize, [tap.name for tap in stage])
             )
+            if number == len(stages):  # the block's last Hessians are made
+                self.fleet.get(self.fleet.all(Shard.prefetch))
             facts = {name: found for of_shard in of_shards for name, found in of_shard.items()}
             for tap in stage:
                 solved.ledger += tap_entries(index, tap, facts[tap.name], self.damping)
@@ -123,6 +126,7 @@ class BlockTrainer:
         started = time.monotonic()
         state = self.fleet.on(0, Shard.begin_training, *self._surveys)
         self.fleet.get(self.fleet.all(Shard.prepare_training, state))
+        self.fleet.get(self.fleet.all(Shard.prefetch))
         for epoch in range(self.method.epochs):
             self.meter.linear(index, None, epoch / self.method.epochs)
             for shard in range(self.fleet.size):  # in the sequences' order: one walk over all of them
