@@ -1,9 +1,5 @@
-"""Peak resident memory of `bitpress run`: the same block shape with 8 and with 32 blocks, then one large checkpoint.
+"""Peak resident memory of `bitpress run`: the same block shape with 8 and with 32 blocks."""
 
-`--gigabytes 20` makes the large checkpoint that large; every weight of it is random, on the disk of `--scratch`.
-"""
-
-import argparse
 import json
 import subprocess
 import sys
@@ -20,26 +16,28 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 BLOCK = "model.layers."
 BLOCKS = (8, 32)
-RTN = {"kind": "rtn", "bits": 4}
 NUM_SEQUENCES, SEQUENCE_LENGTH = 8, 128
+POOL_SIZE = 4_194_301  # random numbers that weights are cut from; a prime, so that no two rows are alike
 
 
 def write_random_model(directory: Path, num_blocks: int, hidden_size: int = 768) -> None:
     """A LLaMA of random float16 weights, one file a block, with a byte tokenizer."""
-    config = _config(num_blocks, hidden_size)
+    config = random_config(num_blocks, hidden_size)
     config.save_pretrained(directory)
     write_byte_tokenizer(directory)
     files: dict[str, dict[str, torch.Size]] = {}
-    for name, shape in _shapes(config).items():
+    for name, shape in shapes_of(config).items():
         number = int(name.split(".")[2]) + 1 if name.startswith(BLOCK) else 0
         files.setdefault(f"model-{number:05d}.safetensors", {})[name] = shape
+    pool = (torch.randn(POOL_SIZE, generator=torch.Generator().manual_seed(0)) * 0.02).half()
     for number, (file, shapes) in enumerate(files.items()):
-        _write_random_tensors(directory / file, shapes, number)
+        pool = pool.roll(number + 1)
+        save_file({name: _cut(pool, shape) for name, shape in shapes.items()}, directory / file)
     weight_map = {name: file for file, shapes in files.items() for name in shapes}
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
-def _config(num_blocks: int, hidden_size: int) -> LlamaConfig:
+def random_config(num_blocks: int, hidden_size: int) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=256,
         hidden_size=hidden_size,
@@ -51,18 +49,17 @@ def _config(num_blocks: int, hidden_size: int) -> LlamaConfig:
     )
 
 
-def _shapes(config: LlamaConfig) -> dict[str, torch.Size]:
+def shapes_of(config: LlamaConfig) -> dict[str, torch.Size]:
+    """The shapes of a model's tensors."""
     with torch.device("meta"):
         return {name: tensor.shape for name, tensor in LlamaForCausalLM(config).state_dict().items()}
 
 
-def _write_random_tensors(file: Path, shapes: Mapping[str, torch.Size], seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    weights = {
-        name: (torch.randn(shape, generator=generator) * 0.02 if len(shape) > 1 else torch.ones(shape)).half()
-        for name, shape in shapes.items()
-    }
-    save_file(weights, file)
+def _cut(pool: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """Random weights; norms are ones."""
+    if len(shape) == 1:
+        return torch.ones(shape, dtype=pool.dtype)
+    return pool.repeat(-(-shape.numel() // len(pool)))[: shape.numel()].view(shape)
 
 
 def write_byte_tokenizer(directory: Path) -> None:
@@ -73,16 +70,14 @@ def write_byte_tokenizer(directory: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(directory)
 
 
-def measure(
-    num_blocks: int, method: Mapping[str, Any], hidden_size: int = 768, scratch: Path | None = None, **spec: Any
-) -> int:
-    """Peak resident bytes of one `bitpress run` process over a random model; `spec`: what else the spec is to say."""
-    with tempfile.TemporaryDirectory(dir=scratch) as made:
+def measure(num_blocks: int, method: Mapping[str, Any]) -> int:
+    """Peak resident bytes of one `bitpress run` process over a random model."""
+    with tempfile.TemporaryDirectory() as made:
         directory = Path(made)
-        write_random_model(directory / "model", num_blocks, hidden_size)
+        write_random_model(directory / "model", num_blocks)
         text = directory / "text.txt"
         text.write_text("The quick brown fox jumps over the lazy dog. " * 2000)
-        spec |= {
+        spec = {
             "model": {"uri": str(directory / "model")},
             "method": method,
             "calibration": {
@@ -103,44 +98,9 @@ def measure(
         return peak
 
 
-def measure_large(gigabytes: float, hidden_size: int, scratch: Path | None) -> dict[str, float]:
-    """Peak of one shard over a checkpoint of so many GB, in blocks as they lie in memory, float32 on a CPU.
-
-    What the same job takes with blocks of no size to speak of is the process itself, and is taken off;
-    so are the activations: dense and compressed, before and after a block.
-    """
-    shapes = _shapes(_config(1, hidden_size))
-    block_bytes = 4 * sum(shape.numel() for name, shape in shapes.items() if name.startswith(BLOCK))
-    num_blocks = max(2, round(gigabytes * 1e9 / (block_bytes / 2)))
-    process = measure(2, RTN, 64, scratch, devices=1)
-    peak = measure(num_blocks, RTN, hidden_size, scratch, devices=1)
-    activations = 2 * 2 * 4 * NUM_SEQUENCES * SEQUENCE_LENGTH * hidden_size
-    return {
-        "checkpoint_bytes": num_blocks * block_bytes // 2,
-        "num_blocks": num_blocks,
-        "block_bytes": block_bytes,
-        "process_bytes": process,
-        "activation_bytes": activations,
-        "peak_bytes": peak,
-        "peak_in_blocks": round((peak - process - activations) / block_bytes, 2),
-    }
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gigabytes", type=float, default=2.0)
-    parser.add_argument("--hidden-size", type=int, default=4096)
-    parser.add_argument("--scratch", type=Path, help="where the checkpoints are written; default: the system's")
-    options = parser.parse_args()
     peaks = {num_blocks: measure(num_blocks, {"kind": "spqr", "bits": 3}) for num_blocks in BLOCKS}
-    save(
-        "memory",
-        {
-            "peak_bytes_by_blocks": peaks,
-            "ratio": round(peaks[BLOCKS[1]] / peaks[BLOCKS[0]], 4),
-            "large": measure_large(options.gigabytes, options.hidden_size, options.scratch),
-        },
-    )
+    save("memory", {"peak_bytes_by_blocks": peaks, "ratio": round(peaks[BLOCKS[1]] / peaks[BLOCKS[0]], 4)})
 
 
 if __name__ == "__main__":

@@ -42,8 +42,7 @@ class Gram:
     @classmethod
     def zeros(cls, num_columns: int, device: torch.device | str = "cpu") -> Self:
         device = torch.device(device)
-        size = sum(_strip_size(rows, num_columns) for rows in blocks_of(num_columns, device))
-        return cls(torch.zeros(size, device=device), num_columns, 0, 0)
+        return cls(torch.zeros(gram_size(num_columns, device), device=device), num_columns, 0, 0)
 
     @classmethod
     def of(cls, xtx_II: Tensor, num_sequences: int, num_tokens: int) -> Self:
@@ -100,6 +99,11 @@ class Gram:
         self.upper.add_(other.upper)
         self.num_sequences += other.num_sequences
         self.num_tokens += other.num_tokens
+
+
+def gram_size(num_columns: int, device: torch.device) -> int:
+    """Numbers that a Gram takes, on a device of this kind."""
+    return sum(_strip_size(rows, num_columns) for rows in blocks_of(num_columns, device))
 
 
 def _strip_size(rows: slice, num_columns: int) -> int:

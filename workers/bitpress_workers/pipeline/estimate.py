@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
+import torch
+
 from bitpress.jobs import JobSpec
 from bitpress_workers.methods.base import Method
 from bitpress_workers.methods.block_base import BlockMethod
+from bitpress_workers.numerics.hessian import gram_size
 from bitpress_workers.pipeline.placement import NUM_SLICES, micro_batch_size
 from bitpress_workers.pipeline.sizes import BlockSizes, ModelSizes
 
@@ -19,7 +22,7 @@ BASE_BYTES = 560 * 2**20  # a process with torch and transformers imported
 KERNEL_BYTES = 140 * 2**20  # compiled loops and their compiler, on CPUs
 
 # Float32 copies while rows are solved, packed and compared, of all rows of a tap and of its largest linear: measured.
-COPIES = {"rtn": (1.0, 5.0), "gptq": (2.5, 5.0), "spqr": (3.0, 6.0), "septq": (3.5, 6.0)}
+COPIES = {"rtn": (1.0, 2.0), "gptq": (2.5, 3.5), "spqr": (2.0, 4.5), "septq": (2.5, 4.5)}
 
 
 @dataclass(frozen=True)
@@ -69,12 +72,13 @@ class Estimate:
             if index and block.shape == self.sizes.blocks[index - 1].shape:
                 continue
             weights = self.width * block.num_weights
-            yield Moment("reading", index, calibration + self._each(max(weights, 2 * block.stored_bytes)))
+            yield Moment("reading", index, calibration + self._each(max(weights, block.stored_bytes)))
             for name, by_shard in self._compressing(block):
                 held = sum(by_shard) if self.kind == "cpu" else max(by_shard)
                 yield Moment(name, index, calibration + self._each(weights) + held)
             if self.num_windows:
-                yield Moment("evaluation", index, evaluation + self._each(weights + self._installing(block)))
+                beside = self._ahead + self._installing(block)
+                yield Moment("evaluation", index, evaluation + self._each(weights + beside))
         if self.num_windows:
             logits = 3 * 4 * self.spec.evaluation.sequence_length * self.sizes.vocab_size
             yield Moment("logits", None, evaluation + self._each(logits))
@@ -83,12 +87,16 @@ class Estimate:
             yield Moment("restoring", None, base + _restoring_bytes(self.sizes, preprocessing.rank))
 
     def _standing(self, *, calibrating: bool) -> int:
-        """What is there all the time: processes, weights outside the blocks, a block read ahead, activations."""
+        """What is there all the time: processes, weights outside the blocks, activations."""
         in_each = self.width * self.sizes.outer_weights
         if self.kind == "cpu":
-            ahead = max((block.stored_bytes for block in self.sizes.blocks[1:]), default=0)
-            in_each += BASE_BYTES + ahead + KERNEL_BYTES * (self._solved_with > 1)
+            in_each += BASE_BYTES + KERNEL_BYTES * self._has_factor
         return self._all(self._activations(calibrating=calibrating), in_each)
+
+    @property
+    def _ahead(self) -> int:
+        """The block that is read ahead, as stored; beside an accelerator the host has it."""
+        return max((block.stored_bytes for block in self.sizes.blocks[1:]), default=0) if self.kind == "cpu" else 0
 
     @property
     def width(self) -> int:
@@ -103,36 +111,46 @@ class Estimate:
         method, shards = self.method, range(self.num_shards)
         if isinstance(method, BlockMethod):
             length = self.spec.calibration.sequence_length
-            yield "training", [_training_bytes(block.num_weights, self.sizes, length) for _ in shards]
+            training = self._ahead + _training_bytes(block.num_weights, self.sizes, length)
+            yield "training", [training for _ in shards]
             return
         owners = {tap.name: number % self.num_shards for number, tap in enumerate(block.taps)}
-        for stage in [block.taps] if method.propagation == "block" else block.stages:
-            squares = {tap.name: 4 * block.linears[tap.linears[0]][1] ** 2 for tap in stage}
-            owned = [[squares[tap.name] for tap in stage if owners[tap.name] == shard] for shard in shards]
-            yield "Hessians", [self._grams(list(squares.values())) + self._forward(block) for _ in shards]
-            yield "factors", [self._factors(of_shard) for of_shard in owned]
+        stages = [block.taps] if method.propagation == "block" else block.stages
+        for stage in stages:
+            columns = {tap.name: block.linears[tap.linears[0]][1] for tap in stage}
+            owned = [[columns[tap.name] for tap in stage if owners[tap.name] == shard] for shard in shards]
+            yield "Hessians", [self._hessians(list(columns.values())) + self._forward(block) for _ in shards]
+            yield "factors", [self._factors(list(columns.values()), of_shard) for of_shard in owned]
+            ahead = self._ahead if stage is stages[-1] else 0
             for tap in stage:
-                rows = self._solving({name: 4 * prod(block.linears[name]) for name in tap.linears})
-                solving = rows + self._solved_with * squares[tap.name]
-                owned[owners[tap.name]].remove(squares[tap.name])
-                yield f"solving {tap.name}", [self._solved_with * sum(of_shard) + solving for of_shard in owned]
+                solving = ahead + self._solving({name: 4 * prod(block.linears[name]) for name in tap.linears})
+                of_tap = columns[tap.name]
+                owned[owners[tap.name]].remove(of_tap)
+                yield f"solving {tap.name}", [self._solved_with([of_tap, *rest]) + solving for rest in owned]
 
     @property
-    def _solved_with(self) -> int:
-        """Matrices of a tap while it is solved: its Gram, and the factor where the method looks at one."""
-        return 2 if hasattr(self.spec.method, "damping") else 1
+    def _has_factor(self) -> bool:
+        """Whether the method looks at a Hessian's factor."""
+        return hasattr(self.spec.method, "damping")
 
-    def _factors(self, squares: list[int]) -> int:
-        """Of the taps that a shard owns: all shards' Grams come to it and are merged, a factor takes two matrices."""
-        nodes = self.num_shards * _nodes(self._slices())
-        merged = 1 if nodes > 1 else 0
-        taken = [
-            self._solved_with * sum(squares[:index])
-            + nodes * sum(squares[index:])
-            + (merged + 2 * (self._solved_with - 1)) * square
-            for index, square in enumerate(squares)
+    def _gram(self, num_columns: int) -> int:
+        return 4 * gram_size(num_columns, torch.device(self.kind))
+
+    def _solved_with(self, columns: list[int]) -> int:
+        """What taps of so many columns are solved with: Grams, and factors where the method looks at them."""
+        return sum(self._gram(number) + 4 * number**2 * self._has_factor for number in columns)
+
+    def _factors(self, columns: list[int], owned: list[int]) -> int:
+        """Of a stage's taps, some of them a shard's own: all shards' Grams of these come to it; a factor takes two."""
+        collected = _nodes(self._slices()) * sum(map(self._gram, columns))
+        arriving = (self.num_shards - 1) * _nodes(self._slices()) * max(map(self._gram, owned), default=0)
+        factorizing = [
+            self._solved_with(owned[:index])
+            + sum(map(self._gram, owned[index:]))
+            + self._has_factor * (2 * 4 * number**2)
+            for index, number in enumerate(owned)
         ]
-        return max(taken, default=0)
+        return max([collected + arriving, *factorizing])
 
     def _solving(self, rows: dict[str, int]) -> int:
         method = self.spec.method
@@ -146,13 +164,10 @@ class Estimate:
         largest = max(prod(shape) for shape in block.linears.values())
         return max(block.num_weights + 3 * 4 * largest, self._forward(block))
 
-    def _grams(self, squares: list[int]) -> int:
-        """Each tap's tree when its last slice is merged, one tap after the other."""
-        before, merging, after = _last_slice(self._slices())
-        return max(
-            after * sum(squares[:index]) + merging * square + before * sum(squares[index + 1 :])
-            for index, square in enumerate(squares)
-        )
+    def _hessians(self, columns: list[int]) -> int:
+        """Every tap's tree beside the slice that is gathered, when that is most."""
+        most = max(_nodes(before) + 1 for before in range(self._slices()))
+        return most * sum(map(self._gram, columns))
 
     def _slices(self) -> int:
         """Of the shard that has most."""
@@ -186,15 +201,6 @@ class Estimate:
 def _nodes(num_slices: int) -> int:
     """Grams of one tap that a holder of the first slices is left with; see `hessian.GramTree`."""
     return num_slices.bit_count()
-
-
-def _last_slice(num_slices: int) -> tuple[int, int, int]:
-    """Grams of one tap when its last slice is gathered, at most while that is merged, and thereafter.
-
-    The slice's own Gram stays until all taps are through.
-    """
-    before = _nodes(num_slices - 1) + 1
-    return before, before if num_slices % 2 else before + 1, _nodes(num_slices) + (num_slices % 2 == 0)
 
 
 def _training_bytes(num_weights: int, sizes: ModelSizes, sequence_length: int) -> int:
