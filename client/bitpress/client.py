@@ -24,6 +24,7 @@ from bitpress.jobs import Event, Job, JobSpec, JobState, StateEvent
 from bitpress.plans import DevicesLike, PlanReport, PlanRequest
 from bitpress.pull import OnBytes, pull
 from bitpress.transport import Transport, find_service
+from bitpress.webhook_client import Webhooks
 
 PAGE_SIZE = 100
 POLL_SECONDS = 1.0
@@ -47,6 +48,7 @@ class Client:
 
     def __init__(self, url: str | None = None, key: str | None = None) -> None:
         self._transport = Transport(*find_service(url, key))
+        self.webhooks = Webhooks(self._transport)
 
     def __enter__(self) -> Self:
         return self

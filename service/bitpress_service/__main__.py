@@ -17,9 +17,12 @@ from bitpress_service import embedded_redis
 from bitpress_service.app import create_app
 from bitpress_service.artifactstore import ArtifactStore
 from bitpress_service.auth import Keys
+from bitpress_service.outbound import PinnedTransport
 from bitpress_service.redis_client import connect
 from bitpress_service.redis_jobstore import RedisJobStore
 from bitpress_service.settings import Settings
+from bitpress_service.webhook_sender import WebhookSender
+from bitpress_service.webhooks import Webhooks
 
 
 class _Server(uvicorn.Server):
@@ -51,13 +54,15 @@ async def serve(settings: Settings) -> None:
     """
     settings.make_state_dir()
     client = connect(settings.redis_url or embedded_redis.start(settings.redis_dir))
-    jobs, keys = RedisJobStore(client), Keys(client)
+    jobs, keys, webhooks = RedisJobStore(client), Keys(client), Webhooks(client)
     try:
         artifacts = ArtifactStore.from_url(settings.artifacts_url)
         artifacts.sweep()
         await jobs.ping()
         await _check_keys(settings, keys)
-        await _Server(create_app(settings, jobs, artifacts, keys), settings).serve()
+        sender = asyncio.create_task(WebhookSender(webhooks, PinnedTransport(settings.private_webhooks)).run())
+        await _Server(create_app(settings, jobs, artifacts, keys, webhooks), settings).serve()
+        sender.cancel()
     finally:
         await jobs.aclose()
 

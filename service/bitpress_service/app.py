@@ -12,11 +12,13 @@ from bitpress_service.routes import artifacts as artifact_routes
 from bitpress_service.routes import events, system
 from bitpress_service.routes import jobs as job_routes
 from bitpress_service.routes import plans as plan_routes
+from bitpress_service.routes import webhooks as webhook_routes
 from bitpress_service.settings import Settings
 from bitpress_service.web.app import create_web
+from bitpress_service.webhooks import Webhooks
 
 
-def create_app(settings: Settings, jobs: JobStore, artifacts: ArtifactStore, keys: Keys) -> FastAPI:
+def create_app(settings: Settings, jobs: JobStore, artifacts: ArtifactStore, keys: Keys, webhooks: Webhooks) -> FastAPI:
     """Build the API. Call `app.state.feed.close()` when the server is about to stop: open event streams then end."""
     # No /docs: that page would load scripts from a content network.
     app = FastAPI(title="Bitpress", docs_url=None, redoc_url=None, responses=problems.RESPONSES)
@@ -24,11 +26,19 @@ def create_app(settings: Settings, jobs: JobStore, artifacts: ArtifactStore, key
     app.state.jobs = jobs
     app.state.artifacts = artifacts
     app.state.keys = keys
+    app.state.webhooks = webhooks
     app.state.feed = EventFeed(jobs, settings.streams_per_key)
     problems.install(app)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestId)
-    for router in (job_routes.router, events.router, artifact_routes.router, plan_routes.router, system.router):
+    for router in (
+        job_routes.router,
+        events.router,
+        artifact_routes.router,
+        plan_routes.router,
+        webhook_routes.router,
+        system.router,
+    ):
         app.include_router(router)
     app.mount("/ui", create_web(app.state))
     return app

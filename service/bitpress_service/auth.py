@@ -22,7 +22,7 @@ from redis.asyncio.client import Pipeline
 from bitpress.errors import Forbidden, Unauthorized, Unavailable
 from bitpress_service.redis_client import PREFIX, reporting_unavailable
 
-SCOPES = ("jobs:read", "jobs:write", "artifacts:read")
+SCOPES = ("jobs:read", "jobs:write", "artifacts:read", "webhooks:write")
 LOCAL_TENANT = "local"
 
 _LOCAL = f"{PREFIX}local-key"

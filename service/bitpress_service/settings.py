@@ -31,6 +31,7 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(64 * 1024, ge=1024)
     presign_seconds: int = Field(900, ge=1, le=7 * 24 * 3600, description="life of a download URL")
     streams_per_key: int = Field(200, ge=1, description="event streams that one API key may have open in a process")
+    private_webhooks: bool = Field(False, description="webhooks may use http and addresses that are not public")
     shutdown_seconds: int = Field(3, ge=1, description="time that open requests get when the service stops")
 
     def make_state_dir(self) -> None:

@@ -20,6 +20,7 @@ from bitpress_service.auth import Keys
 from bitpress_service.redis_client import connect
 from bitpress_service.redis_jobstore import RedisJobStore
 from bitpress_service.settings import Settings
+from bitpress_service.webhooks import Webhooks
 
 CONTENTS = {
     "blocks/00000.safetensors": bytes(range(256)) * 16,
@@ -67,7 +68,7 @@ async def serving(settings: Settings) -> AsyncIterator[Api]:
     client = connect(settings.redis_url)
     jobs, keys = RedisJobStore(client), Keys(client)
     artifacts = ArtifactStore.from_url(settings.artifacts_url)
-    app = create_app(settings, jobs, artifacts, keys)
+    app = create_app(settings, jobs, artifacts, keys, Webhooks(client))
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
     task = asyncio.create_task(server.serve([listener]))

@@ -14,6 +14,11 @@
 --   idempotency:<tenant>:<sha256 of the key>   string  '<id> <fingerprint of the request>'
 --   plans                   list    ids of plans that are asked for, oldest first
 --   plan:<id>               hash    request, later answer (JSON); expires, so an id in the list may have none
+--   webhooks:<tenant>       set     ids of a tenant's webhooks
+--   webhook:<id>            hash    url, events, secret, old_secret until old_until, disabled: why
+--   deliveries:<webhook>    list    ids, newest first
+--   delivery:<id>           hash    webhook, type, job, state, tries, status, error, due; expires
+--   due                     zset    ids of deliveries -> ms of the next try
 
 local prefix = KEYS[1]
 local queue, delayed, leases = prefix .. 'queue', prefix .. 'delayed', prefix .. 'leases'
@@ -21,6 +26,10 @@ local queue, delayed, leases = prefix .. 'queue', prefix .. 'delayed', prefix ..
 local function job_key(id) return prefix .. 'job:' .. id end
 
 local function plan_key(id) return prefix .. 'plan:' .. id end
+
+local due = prefix .. 'due'
+local function webhook_key(id) return prefix .. 'webhook:' .. id end
+local function delivery_key(id) return prefix .. 'delivery:' .. id end
 
 -- Lua prints large numbers as 1.7e+12.
 local function integer(number) return string.format('%.0f', number) end
@@ -30,14 +39,41 @@ local function now_ms()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- The event's time is that of its stream id.
+-- The event's time is that of its stream id, which is returned.
 local function emit(id, type, data)
-  redis.call('XADD', prefix .. 'events:' .. id, 'MAXLEN', '~', 10000, '*', 'type', type, 'data', data)
+  return redis.call('XADD', prefix .. 'events:' .. id, 'MAXLEN', '~', 10000, '*', 'type', type, 'data', data)
 end
 
 local function read(id, ...) return redis.call('HMGET', job_key(id), ...) end
 
 local function job(id) return redis.call('HGETALL', job_key(id)) end
+
+-- A message to a webhook, `job` '' for one that tells of none; kept for 30 days.
+local function add_delivery(id, webhook, type, job)
+  local now = integer(now_ms())
+  redis.call('HSET', delivery_key(id), 'id', id, 'webhook', webhook, 'type', type, 'job', job, 'state', 'pending',
+    'tries', 0, 'created_at', now, 'due', now)
+  redis.call('PEXPIRE', delivery_key(id), 30 * 24 * 3600 * 1000)
+  redis.call('ZADD', due, now, id)
+  redis.call('LPUSH', prefix .. 'deliveries:' .. webhook, id)
+  redis.call('LTRIM', prefix .. 'deliveries:' .. webhook, 0, 99)
+end
+
+local function end_delivery(id, state, status, failure)
+  redis.call('ZREM', due, id)
+  redis.call('HSET', delivery_key(id), 'state', state, 'status', status, 'error', failure)
+end
+
+-- Tells those of the tenant's webhooks that asked for it that a job came into a state.
+local function notify(tenant, id, state, event_id)
+  local type = 'job.' .. state
+  for _, webhook in ipairs(redis.call('SMEMBERS', prefix .. 'webhooks:' .. tenant)) do
+    local wants = redis.call('HMGET', webhook_key(webhook), 'events', 'disabled')
+    if not wants[2] and (' ' .. wants[1] .. ' '):find(' ' .. type .. ' ', 1, true) then
+      add_delivery(webhook .. '-' .. id .. '-' .. event_id, webhook, type, id)
+    end
+  end
+end
 
 -- Moves a job to a state, `failure` (JSON or '') saying why.
 local function become(id, state, failure)
@@ -48,7 +84,8 @@ local function become(id, state, failure)
   redis.call('HSET', job_key(id), 'state', state, 'error', failure, 'status_detail', '')
   redis.call('HINCRBY', job_key(id), 'version', 1)
   local shown = failure == '' and 'null' or failure
-  emit(id, 'state', '{"state":"' .. state .. '","attempt":' .. was[3] .. ',"error":' .. shown .. '}')
+  local event_id = emit(id, 'state', '{"state":"' .. state .. '","attempt":' .. was[3] .. ',"error":' .. shown .. '}')
+  notify(was[1], id, state, event_id)
 end
 
 local function finish_as(id, state, failure)

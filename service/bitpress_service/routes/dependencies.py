@@ -1,4 +1,7 @@
-"""What routes ask for by the type of an argument: the stores, and the caller with a scope."""
+"""What routes ask for by the type of an argument: the stores, and the caller with a scope.
+
+All are `async`: the web framework would run others in a thread, which costs more than what they do.
+"""
 
 from typing import Annotated
 
@@ -9,36 +12,44 @@ from bitpress_service.auth import Key, authenticate
 from bitpress_service.event_feed import EventFeed
 from bitpress_service.jobstore import JobStore
 from bitpress_service.settings import Settings
+from bitpress_service.webhooks import Webhooks as WebhookStore
 
 
-def _settings(request: Request) -> Settings:
+async def _settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
 
 
-def _jobs(request: Request) -> JobStore:
+async def _jobs(request: Request) -> JobStore:
     jobs: JobStore = request.app.state.jobs
     return jobs
 
 
-def _artifacts(request: Request) -> ArtifactStore:
+async def _artifacts(request: Request) -> ArtifactStore:
     artifacts: ArtifactStore = request.app.state.artifacts
     return artifacts
 
 
-def _feed(request: Request) -> EventFeed:
+async def _feed(request: Request) -> EventFeed:
     feed: EventFeed = request.app.state.feed
     return feed
+
+
+async def _webhooks(request: Request) -> WebhookStore:
+    webhooks: WebhookStore = request.app.state.webhooks
+    return webhooks
 
 
 ServiceSettings = Annotated[Settings, Depends(_settings)]
 Jobs = Annotated[JobStore, Depends(_jobs)]
 Artifacts = Annotated[ArtifactStore, Depends(_artifacts)]
 Feed = Annotated[EventFeed, Depends(_feed)]
+Webhooks = Annotated[WebhookStore, Depends(_webhooks)]
 
 JobReader = Annotated[Key, Security(authenticate, scopes=["jobs:read"])]
 JobWriter = Annotated[Key, Security(authenticate, scopes=["jobs:write"])]
 ArtifactReader = Annotated[Key, Security(authenticate, scopes=["artifacts:read"])]
+WebhookOwner = Annotated[Key, Security(authenticate, scopes=["webhooks:write"])]
 
 
 def accepts(request: Request, media_type: str) -> bool:
