@@ -32,8 +32,6 @@ RUN pip install --no-deps /tmp/wheel/*.whl
 
 FROM base AS worker-packages
 ARG TORCH=cuda
-# Packages beyond the lock, pinned: a test stack adds its S3 server here.
-ARG EXTRA_PACKAGES=""
 COPY deploy/locks/worker.txt deploy/locks/torch.txt /tmp/
 COPY deploy/wheels /tmp/wheels
 RUN python -m venv /opt/bitpress \
@@ -42,8 +40,9 @@ RUN python -m venv /opt/bitpress \
       cpu) pip install --no-deps --no-index /tmp/wheels/torch-*.whl ;; \
       *) echo "TORCH: expected cuda or cpu, found $TORCH" >&2; exit 1 ;; \
     esac
-RUN pip install --no-deps --require-hashes -r /tmp/worker.txt
-RUN if [ -n "$EXTRA_PACKAGES" ]; then pip install $EXTRA_PACKAGES; fi
+# Beyond the lock: what a site or a test wants beside it, in deploy/wheels/requirements.txt.
+RUN pip install --no-deps --require-hashes -r /tmp/worker.txt \
+ && if [ -f /tmp/wheels/requirements.txt ]; then pip install -r /tmp/wheels/requirements.txt; fi
 COPY --from=wheel /wheel /tmp/wheel
 RUN pip install --no-deps /tmp/wheel/*.whl && python -c "import torch, transformers, ray, numba, bitpress_workers"
 
@@ -56,7 +55,7 @@ LABEL org.opencontainers.image.title="Bitpress" \
 ENV HOME=/state BITPRESS_STATE_DIR=/state/bitpress
 COPY deploy/containers /usr/local/bin/
 WORKDIR /state
-USER bitpress
+USER 10001:10001
 ENTRYPOINT ["with-secrets"]
 
 FROM runtime AS service
