@@ -68,12 +68,15 @@ async def serve(settings: Settings) -> None:
 
 
 async def _check_keys(settings: Settings, keys: Keys) -> None:
-    if _is_loopback(settings.host):
+    if settings.first_key_file is not None:
+        await keys.admit_first_key(settings.first_key_file)
+    elif _is_loopback(settings.host):
         await keys.ensure_local_key(settings.key_file)
     elif not await keys.exist():
         raise Unavailable(
             f"refusing to listen on {settings.host}: there is no API key yet. "
-            f"Start once on 127.0.0.1; the first key will be in {settings.key_file}"
+            "Write one into a file that BITPRESS_FIRST_KEY_FILE names, "
+            f"or start once on 127.0.0.1; the first key will be in {settings.key_file}"
         )
 
 

@@ -90,6 +90,23 @@ class Keys:
         """
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         key = _read_or_create(path)
+        await self._replace_first_key(key)
+        return key
+
+    async def admit_first_key(self, path: Path) -> None:
+        """Take the key that whoever set up the service wrote into a file; the one before is no key any more.
+
+        Raises Unavailable when there is no key in the file.
+        """
+        try:
+            key = path.read_text().strip()
+        except OSError as error:
+            raise Unavailable(f"{path}: the first API key cannot be read: {error.strerror}") from error
+        if len(key) < _DIGITS:
+            raise Unavailable(f"{path}: expected an API key of at least {_DIGITS} characters, found {len(key)}")
+        await self._replace_first_key(key)
+
+    async def _replace_first_key(self, key: str) -> None:
         digest = sha256_of(key)
 
         async def replace(transaction: Pipeline) -> None:
@@ -103,7 +120,6 @@ class Keys:
 
         with reporting_unavailable():
             await self._client.transaction(replace, _LOCAL)
-        return key
 
 
 def _add(transaction: Pipeline, digest: str, tenant: str, scopes: Collection[str]) -> None:

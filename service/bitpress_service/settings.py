@@ -25,6 +25,7 @@ class Settings(BaseSettings):
     state_dir: Path = Field(default_factory=_default_state_dir, description="all that the embedded default keeps")
     redis_url: str | None = Field(None, description="null: a private server in state_dir")
     storage_url: str | None = Field(None, description="file:///path or s3://bucket/prefix; null: state_dir/artifacts")
+    first_key_file: Path | None = Field(None, description="a file with an API key that may do everything, made by you")
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     lease_seconds: float = Field(30.0, gt=0, description="a job whose worker is silent this long goes to another")

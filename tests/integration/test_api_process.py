@@ -42,6 +42,28 @@ def process(state_dir: Path) -> Iterator[tuple[subprocess.Popen[str], httpx2.Cli
         process.kill()
 
 
+def test_a_key_that_was_made_beforehand_is_the_first_one(state_dir: Path, tmp_path: Path) -> None:
+    port, key = free_port(), "k" * 64
+    (tmp_path / "key").write_text(f"{key}\n")
+    environment = os.environ | {
+        "BITPRESS_STATE_DIR": str(state_dir),
+        "BITPRESS_PORT": str(port),
+        "BITPRESS_FIRST_KEY_FILE": str(tmp_path / "key"),
+    }
+    with subprocess.Popen(COMMAND, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as client:
+            wait_until_ready(process, client)
+            answers = [
+                client.get("/v1/jobs", headers={"Authorization": f"Bearer {sent}"}).status_code for sent in (key, "k")
+            ]
+        process.kill()
+    assert answers == [200, 401]
+    (tmp_path / "key").write_text("short")
+    refused = subprocess.run(COMMAND, env=environment, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "expected an API key of at least 43 characters, found 5" in refused.stderr
+
+
 def wait_until_ready(process: subprocess.Popen[str], client: httpx2.Client) -> None:
     while True:
         assert process.poll() is None, process.communicate()[1]

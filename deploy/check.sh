@@ -1,0 +1,23 @@
+#!/bin/bash
+# What can be told of the deployment's files without running them: the Dockerfile, every combination of compose files
+# and profiles, the Kubernetes manifests. PATH has hadolint, docker-compose and kubernetes-validate (extra "check").
+set -euo pipefail
+cd "$(dirname "$0")/.."
+hadolint Dockerfile
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+# Secrets and .env are made by whoever deploys; the files that name them are looked at in a copy.
+cp -r docker-compose.yml deploy "$scratch"
+"$scratch/deploy/make-secrets.sh" >/dev/null
+cp deploy/env.example "$scratch/.env"
+export NODE_ADDRESS=10.0.0.2 HEAD=10.0.0.1
+for files in "" "cpu" "hosts" "hosts cpu" "cpu nanio"; do
+  names=(-f "$scratch/docker-compose.yml")
+  for name in $files; do names+=(-f "$scratch/deploy/compose.$name.yml"); done
+  for profiles in "" "s3" "monitoring" "s3 monitoring"; do
+    COMPOSE_PROFILES=${profiles// /,} docker-compose --project-directory "$scratch" "${names[@]}" config --quiet
+  done
+done
+docker-compose -f "$scratch/deploy/compose.node.yml" config --quiet
+kubernetes-validate --quiet deploy/kubernetes/bitpress.yaml deploy/kubernetes/ray.yaml
+echo "deployment files: fine"
