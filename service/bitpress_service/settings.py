@@ -30,7 +30,9 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535)
     lease_seconds: float = Field(30.0, gt=0, description="a job whose worker is silent this long goes to another")
     max_body_bytes: int = Field(64 * 1024, ge=1024)
-    presign_seconds: int = Field(900, ge=1, le=7 * 24 * 3600, description="life of a download URL")
+    presign_seconds: int = Field(
+        900, ge=0, le=7 * 24 * 3600, description="life of a download URL; 0: none, the API hands on what is downloaded"
+    )
     streams_per_key: int = Field(200, ge=1, description="event streams that one API key may have open in a process")
     private_webhooks: bool = Field(False, description="webhooks may use http and addresses that are not public")
     shutdown_seconds: int = Field(3, ge=1, description="time that open requests get when the service stops")

@@ -12,15 +12,15 @@ from bitpress_service.settings import Settings
 
 
 @pytest.fixture(scope="session")
-def _redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     data_dir = tmp_path_factory.mktemp("redis")
     yield embedded_redis.start(data_dir)
     embedded_redis.stop(data_dir)
 
 
 @pytest.fixture
-async def api(_redis: str, tmp_path: Path) -> AsyncIterator[Api]:
-    with redis.Redis.from_url(_redis) as client:
+async def api(redis_url: str, tmp_path: Path) -> AsyncIterator[Api]:
+    with redis.Redis.from_url(redis_url) as client:
         client.flushall()
-    async with serving(Settings(state_dir=tmp_path, redis_url=_redis)) as running:
+    async with serving(Settings(state_dir=tmp_path, redis_url=redis_url)) as running:
         yield running

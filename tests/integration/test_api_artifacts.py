@@ -3,12 +3,15 @@
 import hashlib
 from pathlib import Path
 
+import bucket
 import pytest
+import running_api
 from running_api import CONTENTS, Api
 from service_helpers import job_spec
 
 from bitpress.artifacts import MANIFEST, ArtifactFile, Manifest
 from bitpress_service.artifactstore import job_key
+from bitpress_service.settings import Settings
 
 BLOCK = "blocks/00000.safetensors"
 
@@ -102,3 +105,24 @@ async def test_an_object_that_is_gone_is_an_error_and_no_empty_file(api: Api, tm
     (tmp_path / "artifacts" / manifest).unlink()
     response = await api.client.get(f"/v1/jobs/{job.id}/artifacts")
     assert response.status_code == 503 and response.json()["code"] == "unavailable"
+
+
+@pytest.mark.parametrize("presign_seconds", [0, 60])
+async def test_files_in_a_bucket_come_through_the_api_or_from_an_address(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, presign_seconds: int
+) -> None:
+    (tmp_path / "buckets" / "bitpress").mkdir(parents=True)
+    settings = Settings(
+        state_dir=tmp_path, redis_url=redis_url, storage_url="s3://bitpress/a", presign_seconds=presign_seconds
+    )
+    with bucket.serving(tmp_path / "buckets", monkeypatch):
+        async with running_api.serving(settings) as api:
+            job = await api.succeeded_job()
+            address = f"/v1/jobs/{job.id}/artifacts/{BLOCK}"
+            response = await api.client.get(address, headers={"Range": "bytes=10-19"})
+            if presign_seconds:
+                assert response.status_code == 307
+                response = await api.client.get(response.headers["location"], headers={"Authorization": ""})
+                assert response.status_code == 200 and response.content == CONTENTS[BLOCK]
+            else:
+                assert response.status_code == 206 and response.content == CONTENTS[BLOCK][10:20]
