@@ -12,15 +12,21 @@ from bitpress_service.settings import Settings
 
 
 @pytest.fixture(scope="session")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def _redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     data_dir = tmp_path_factory.mktemp("redis")
     yield embedded_redis.start(data_dir)
     embedded_redis.stop(data_dir)
 
 
 @pytest.fixture
-async def api(redis_url: str, tmp_path: Path) -> AsyncIterator[Api]:
-    with redis.Redis.from_url(redis_url) as client:
+def redis_url(_redis: str) -> str:
+    """An empty Redis."""
+    with redis.Redis.from_url(_redis) as client:
         client.flushall()
+    return _redis
+
+
+@pytest.fixture
+async def api(redis_url: str, tmp_path: Path) -> AsyncIterator[Api]:
     async with serving(Settings(state_dir=tmp_path, redis_url=redis_url)) as running:
         yield running
