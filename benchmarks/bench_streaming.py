@@ -14,8 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench_memory import BLOCK, random_config, shapes_of, write_random_model
 from machine import save
+from random_models import BLOCKS, TEXT, llama, shapes_of, write_random_model
 
 NUM_SEQUENCES, SEQUENCE_LENGTH = 8, 64
 SAMPLE_SECONDS = 0.5
@@ -24,7 +24,7 @@ SAMPLE_SECONDS = 0.5
 def write_spec(directory: Path) -> Path:
     """A job over `directory`/model, with few tokens and without evaluation."""
     text = directory / "text.txt"
-    text.write_text("The quick brown fox jumps over the lazy dog. " * 2000)
+    text.write_text(TEXT * 2000)
     spec = {
         "model": {"uri": str(directory / "model")},
         "method": {"kind": "rtn", "bits": 4},
@@ -58,7 +58,7 @@ def measure(num_blocks: int, hidden_size: int, scratch: Path | None, seconds: fl
     """Peak of one job's process, and how many blocks it compressed."""
     with tempfile.TemporaryDirectory(dir=scratch) as made:
         directory = Path(made)
-        write_random_model(directory / "model", num_blocks, hidden_size)
+        write_random_model(directory / "model", llama(num_blocks, hidden_size))
         command = [sys.executable, "-m", "bitpress_workers", "run", str(write_spec(directory))]
         process = subprocess.Popen([*command, "--out", str(directory / "out")], stdout=subprocess.DEVNULL)
         peak = watch(process, seconds)
@@ -73,8 +73,8 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, help="where the checkpoint is written; default: the system's")
     options = parser.parse_args()
     hidden_size = options.hidden_size
-    shapes = shapes_of(random_config(1, hidden_size))
-    block_bytes = 4 * sum(shape.numel() for name, shape in shapes.items() if name.startswith(BLOCK))
+    shapes = shapes_of(llama(1, hidden_size))
+    block_bytes = 4 * sum(shape.numel() for name, shape in shapes.items() if name.startswith(BLOCKS))
     num_blocks = max(2, round(options.gigabytes * 1e9 / (block_bytes / 2)))
     base, _ = measure(2, 64, options.scratch, 600)
     peak, compressed = measure(num_blocks, hidden_size, options.scratch, 60 * options.minutes)

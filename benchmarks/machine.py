@@ -25,6 +25,21 @@ def machine() -> dict[str, str]:
     }
 
 
+def save_part(name: str, part: str, numbers: dict[str, dict[str, Any]]) -> None:
+    """Put numbers, with machine and date, beside those that a part of results/<name>.json has already."""
+    results = load_results(name)
+    results[part] = results.get(part, {}) | {key: {"machine": machine()} | of for key, of in numbers.items()}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+def load_results(name: str) -> dict[str, Any]:
+    """What results/<name>.json holds; nothing when it is not there."""
+    file = RESULTS / f"{name}.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return found
+
+
 def save(name: str, numbers: dict[str, Any]) -> None:
     """Write results/<name>.json and print it."""
     RESULTS.mkdir(exist_ok=True)

@@ -20,12 +20,13 @@ class Rates(_Model):
     """What one device does in a second, in billions of operations; a multiplication and an addition are two.
 
     `loop_gflops` counts what goes element by element: the column loop within a block of columns, grids
-    and their search.
+    and their search. `link_gigabits` is stated, never measured: what passes between two devices in a second.
     """
 
     gemm_gflops: float = Field(gt=0, description="products of float32 matrices")
     half_gemm_gflops: float | None = Field(None, gt=0, description="products of 16-bit matrices; null: as float32")
     loop_gflops: float = Field(gt=0, description="column loops and searches of grids, element by element")
+    link_gigabits: float | None = Field(None, gt=0, description="of one device's link; null: exchanges take no time")
 
 
 class DevicesLike(_Model):
@@ -63,10 +64,14 @@ class PlannedDevices(_Model):
 
 
 class PhaseCost(_Model):
-    """Operations of one phase, and its seconds on the devices that can share it; null without rates."""
+    """Operations of one phase, and its seconds on the devices that can share it; null without rates.
+
+    `bytes` is what all shards receive from others, of the phase `exchange` alone.
+    """
 
     flops: int
     seconds: float | None
+    bytes: int = 0
 
 
 class PlannedBlocks(_Model):

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from bench_memory import write_byte_tokenizer
 from pipeline_helpers import make_spec, run
+from random_models import write_byte_tokenizer
 from safetensors.torch import load_file
 from small_models import build
 from torch import Tensor, nn

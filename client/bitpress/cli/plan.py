@@ -72,9 +72,9 @@ def _show(report: PlanReport) -> None:
         job.add_row(name, value)
     print_table(job)
     typer.echo()
-    phases = plain_table("phase", "operations", "time")
+    phases = plain_table("phase", "operations or bytes", "time")
     for name, phase in report.phases.items():
-        phases.add_row(name, _operations(phase.flops), _time(phase.seconds))
+        phases.add_row(name, size(phase.bytes) if phase.bytes else _operations(phase.flops), _time(phase.seconds))
     print_table(phases)
     typer.echo()
     blocks = plain_table("blocks", "linears", "operations of each", "before", "after", "bits per weight", "peak memory")

@@ -94,8 +94,12 @@ def test_times_follow_from_stated_rates_and_shrink_with_devices_where_work_can_b
     one, eight = (plan(spec_of(opt, SEPTQ, devices=devices), H200, rates) for devices in (1, 8))
     assert one.phases["hessian"].seconds == pytest.approx(one.phases["hessian"].flops / 600e12)
     assert one.phases["factor"].seconds == pytest.approx(one.phases["factor"].flops / 50e12)
-    for name in ("hessian", "forward", "solve", "evidence"):
+    for name in ("hessian", "forward"):
         assert eight.phases[name].seconds == pytest.approx((one.phases[name].seconds or 0) / 8)
+    # Tiles of 1024 rows: 4 of 27 of q, k and v, 2 of 9, 5 of 36 of fc1, 2 of 9 whose columns are four times as many.
+    share = (4 + 2 + 5 + 16 * 2) / (27 + 9 + 36 + 16 * 9)
+    for name in ("solve", "evidence"):
+        assert eight.phases[name].seconds == pytest.approx((one.phases[name].seconds or 0) * share)
     assert eight.phases["factor"] == one.phases["factor"]  # SEPTQ's stages have one tap each
     assert one.seconds == pytest.approx(sum(phase.seconds or 0 for phase in one.phases.values()))
     assert plan(spec_of(opt, SEPTQ)).seconds is None
@@ -108,6 +112,22 @@ def test_shards_take_the_factors_of_a_stage_in_turn(llama: Path) -> None:
     assert one.phases["factor"].seconds == pytest.approx(2 * 2 / 3 * (3 * narrow + wide) / 50e12)
     assert two.phases["factor"].seconds == pytest.approx(2 * 2 / 3 * (narrow + wide) / 50e12)
     assert four.phases["factor"].seconds == pytest.approx(2 * 2 / 3 * wide / 50e12)
+
+
+def test_what_passes_between_shards_takes_time_where_a_link_is_stated(opt: Path) -> None:
+    rates = Rates(gemm_gflops=50e3, loop_gflops=1000)
+    assert "exchange" not in plan(spec_of(opt, SEPTQ), H200, rates).phases
+    unlinked = plan(spec_of(opt, SEPTQ, devices=4), H200, rates)
+    assert unlinked.phases["exchange"].seconds is None
+    assert "times leave out what passes between shards: rates.link_gigabits is not stated" in unlinked.assumptions
+    linked = plan(spec_of(opt, SEPTQ, devices=4), H200, rates.model_copy(update={"link_gigabits": 100}))
+    # Half a matrix and half of the blocks on its diagonal, for each tap: three other Grams, a Gram and a factor.
+    halves = sum(2 * n * (n + 2048) for n in (9216, 9216, 9216, 36864))
+    dead, rows = 3 * 9216 + 36864, linked.artifact_bytes / 64
+    seconds = 64 * 8 * ((3 + 2) * halves + dead + rows) / 100e9
+    assert linked.phases["exchange"].seconds == pytest.approx(seconds, rel=1e-2)
+    assert linked.phases["exchange"].bytes == pytest.approx(64 * ((3 + 3 * 2) * halves + 3 * (dead + rows)), rel=1e-2)
+    assert linked.seconds == pytest.approx((unlinked.seconds or 0) + (linked.phases["exchange"].seconds or 0))
 
 
 def test_evaluation_costs_two_passes_and_the_head(opt: Path) -> None:

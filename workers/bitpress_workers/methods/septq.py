@@ -38,6 +38,7 @@ from bitpress_workers.numerics.grid import is_too_fine
 from bitpress_workers.numerics.hessian import Factor, Gram, factorize
 from bitpress_workers.numerics.kernels import run_solver, search_integer_zero
 
+COLUMNS_AT_ONCE = 1024  # nothing crosses columns there: this bounds memory and changes no bit
 HALF_BITS = 16
 HIGH_BINS = 2 ** (31 - HALF_BITS)  # the sign bit is 0
 LOW_BINS = 2**HALF_BITS
@@ -101,10 +102,13 @@ class SEPTQRows:
 
     def _importance(self) -> Tensor:
         """Return the bit patterns, int32 [I, R], of the importances; 0 in rows whose scale 16 bits do not hold."""
-        pivots_I1 = self._factor.upper_II.diagonal()[:, None]
-        rounded_IR = self._grid.decode(self._grid.encode(self.tap_rows.weight_IR))
-        importance_IR = rounded_IR.sub_(self.tap_rows.weight_IR).square_().div_(pivots_I1 * pivots_I1)
-        return importance_IR.nan_to_num_(nan=0.0).view(torch.int32)
+        weight_IR, pivots_I1 = self.tap_rows.weight_IR, self._factor.upper_II.diagonal()[:, None]
+        importance_IR = torch.empty_like(weight_IR)
+        parts = (part.split(COLUMNS_AT_ONCE) for part in (weight_IR, pivots_I1, importance_IR))
+        for weight_KR, pivots_K1, importance_KR in zip(*parts, strict=True):
+            rounded_KR = self._grid.decode(self._grid.encode(weight_KR))
+            importance_KR.copy_(rounded_KR.sub_(weight_KR).square_().div_(pivots_K1 * pivots_K1).nan_to_num_(nan=0.0))
+        return importance_IR.view(torch.int32)
 
     def survey(self, agreed: Sequence[Threshold] | None) -> list[list[Tensor]]:
         """Count importances by their high 16 bits, or, once these are known, by their low 16 bits.
@@ -136,6 +140,7 @@ class SEPTQRows:
             kept_IR=self._importance_IR >= self.tap_rows.each(thresholds),
             kept_dtype=self._stored_dtype,
         )
+        del self._importance_IR  # as large as the weights, and not looked at again
         solve_columns(
             columns,
             self._factor.upper_II,

@@ -2,7 +2,7 @@
 
 A multiplication and an addition are two operations. Shapes of a linear: m rows (outputs), n columns
 (inputs); T tokens. Counted is what this implementation does: half of a Hessian's product, two thirds of
-n^3 for a factor, each linear's output error on the whole Hessian.
+n^3 for a factor, half of a product for each linear's output and its error.
 """
 
 from collections import Counter
@@ -15,6 +15,7 @@ from bitpress.jobs import JobSpec
 from bitpress.methods import GPTQConfig, MethodConfig, PTQ161Config, RTNConfig, SEPTQConfig, SpQRConfig
 from bitpress_workers.models.family import Tap
 from bitpress_workers.numerics.triangular import COLUMNS_OF_A_BLOCK
+from bitpress_workers.pipeline.placement import rows_of
 from bitpress_workers.pipeline.sizes import BlockSizes, ModelSizes
 
 Phase = Literal["forward", "hessian", "factor", "solve", "evidence", "training", "restoring", "evaluation"]
@@ -78,6 +79,17 @@ def factor_share(method: MethodConfig, block: BlockSizes, num_shards: int) -> fl
     return waited / sum(cubes)
 
 
+def row_share(block: BlockSizes, row_tile: int, num_shards: int) -> float:
+    """Part of a block's solving that one has to wait for: whole tiles of rows are shared out, tap by tap."""
+    waited, total = 0, 0
+    for tap in block.taps:
+        columns, rows = block.linears[tap.linears[0]][1], {name: block.linears[name][0] for name in tap.linears}
+        shards = [rows_of(rows, row_tile, num_shards, shard) for shard in range(num_shards)]
+        waited += columns**2 * max(sum(map(len, of_shard.values())) for of_shard in shards)
+        total += columns**2 * sum(rows.values())
+    return waited / total
+
+
 def hessian_flops(num_columns: int, num_tokens: float, kind: str) -> int:
     """X'X in blocks of columns, on and above the diagonal."""
     size = COLUMNS_OF_A_BLOCK[kind]
@@ -108,7 +120,7 @@ def _solve(cost: Cost, method: MethodConfig, block: BlockSizes, tap: Tap, tokens
     num_rows = sum(block.linears[name][0] for name in tap.linears)
     num_weights = num_rows * num_columns
     cost.products["hessian"] += hessian_flops(num_columns, tokens, kind)
-    cost.products["evidence"] += 2 * 2 * num_rows * num_columns**2
+    cost.products["evidence"] += 2 * hessian_flops(num_columns, num_rows, kind)  # products of the same strips
     cost.elementwise["solve"] += num_weights * _by_weight(method)
     if not isinstance(method, RTNConfig | PTQ161Config):
         products, elementwise = loop_flops(num_rows, num_columns, method.column_block)

@@ -14,12 +14,21 @@ from bitpress_workers.methods import create
 from bitpress_workers.methods.block_base import BlockMethod
 from bitpress_workers.models.checkpoint import Checkpoint
 from bitpress_workers.models.outline import Outline
-from bitpress_workers.pipeline.costs import Cost, Phase, block_cost, factor_share, head_flops, restoring_flops
+from bitpress_workers.pipeline.costs import (
+    Cost,
+    Phase,
+    block_cost,
+    factor_share,
+    head_flops,
+    restoring_flops,
+    row_share,
+)
 from bitpress_workers.pipeline.estimate import DOCUMENT_TOKENS, Estimate
 from bitpress_workers.pipeline.placement import micro_batch_size
 from bitpress_workers.pipeline.plan import Devices, Plan, make_plan
 from bitpress_workers.pipeline.sizes import BlockSizes, ModelSizes, model_sizes
 from bitpress_workers.pipeline.storage import ASSUMED_OUTLIERS, block_bytes, outer_bytes, stored_bits
+from bitpress_workers.pipeline.traffic import block_traffic
 
 BYTES_OF_A_TOKEN = 4  # of English text, for most tokenizers of these families
 TEXT_BYTES = {"wikitext2": 1_290_590, "ptb": 449_945}  # of the evaluated parts
@@ -42,7 +51,9 @@ def outlook(spec: JobSpec, devices: Devices, rates: Rates | None, rates_from: Ra
     num_windows, assumptions = evaluated_windows(spec.evaluation)
     plan = make_plan(spec, create(spec.method), sizes, num_windows, devices)
     cost = job_cost(spec, sizes, num_windows, devices.kind)
-    phases = _phases(spec, plan, num_windows, cost, rates, devices.kind)
+    phases = _phases(spec, plan, num_windows, cost, rates, devices.kind) | _exchange(
+        spec, plan, sizes, rates, devices.kind
+    )
     seconds = [phase.seconds for phase in phases.values() if phase.seconds is not None]
     files = [block_bytes(spec.method, block) for block in sizes.blocks]
     stored = sum(block.stored_bytes for block in sizes.blocks)
@@ -147,12 +158,13 @@ def _phases(
     """Operations and seconds of each phase; a phase lasts as long as the shard that has most of it."""
     windows = -(-num_windows // micro_batch_size(spec.evaluation.sequence_length))
     in_slices = _longest(len(plan.slices), plan.num_shards)
+    in_tiles = row_share(plan.blocks[-1], plan.row_tile, plan.num_shards)
     longest: dict[Phase, float] = {
         "forward": in_slices,
         "hessian": in_slices,
         "factor": factor_share(spec.method, plan.blocks[-1], plan.num_shards),
-        "solve": 1 / plan.num_shards,
-        "evidence": 1 / plan.num_shards,
+        "solve": in_tiles,
+        "evidence": in_tiles,
         "evaluation": _longest(windows, plan.num_shards),
     }  # training steps come one after the other
     half = rates and kind != "cpu" and not isinstance(create(spec.method), BlockMethod)
@@ -168,6 +180,20 @@ def _phases(
     return phases
 
 
+def _exchange(spec: JobSpec, plan: Plan, sizes: ModelSizes, rates: Rates | None, kind: str) -> dict[str, PhaseCost]:
+    """What passes between shards while blocks are solved; empty for one shard."""
+    total, through_one_link = 0, 0
+    passes = 2 if getattr(spec.method, "preprocessing", None) else 1
+    for block, indices in _shapes(sizes):
+        for tap in block_traffic(spec.method, block, len(plan.slices), plan.row_tile, plan.num_shards, kind):
+            total += passes * len(indices) * tap.total(plan.num_shards)
+            through_one_link += passes * len(indices) * tap.through_one_link
+    if not total:
+        return {}
+    seconds = 8 * through_one_link / rates.link_gigabits / 1e9 if rates and rates.link_gigabits else None
+    return {"exchange": PhaseCost(flops=0, seconds=seconds, bytes=total)}
+
+
 def _longest(num_pieces: int, num_shards: int) -> float:
     """Share of the pieces that the shard with most of them has."""
     return -(-num_pieces // num_shards) / max(num_pieces, 1)
@@ -181,8 +207,10 @@ def _assumptions(spec: JobSpec, plan: Plan, rates: Rates | None) -> list[str]:
         found.append("no two weights are equally important; those equal to the last one kept are kept too")
     if rates is None:
         found.append("no times: no rates were stated for these devices, and there is none here to measure")
-    elif plan.num_shards > 1:
-        found.append("times leave out what passes between shards, and reading and writing")
+    else:
+        found.append("times leave out reading and writing")
+    if rates and plan.num_shards > 1 and rates.link_gigabits is None:
+        found.append("times leave out what passes between shards: rates.link_gigabits is not stated")
     if spec.exports:
         found.append("exports are not counted")
     return found
