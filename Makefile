@@ -3,13 +3,18 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: setup demo check test bench up clean
+.PHONY: setup demo check test browser bench up clean
 
 setup: .venv/.local ## build .venv with the whole product: .venv/bin/bitpress
 demo: .venv/.local .venv/.gguf .venv/.model ## two jobs on a real model, from submit to a generated sentence
 	deploy/demo.sh
-test: .venv/.test .venv/.model ## all tests
+test: .venv/.test .venv/.model browser ## all tests
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# Debian's own, where root may install it; elsewhere the tests of the page are skipped, and say so.
+browser: ## Chromium, for the tests of the page
+	@command -v chromium >/dev/null || { \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } \
+		>/dev/null || echo "make browser: Chromium could not be installed; the tests of the page will be skipped" >&2; }
 check: .venv/.check ## style, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

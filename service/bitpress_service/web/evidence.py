@@ -44,6 +44,7 @@ class HeatTable:
     rows: tuple[Row, ...]
     low: str
     high: str
+    is_logarithmic: bool
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,9 @@ def _heat_table(
         )
         for place in places
     )
-    return HeatTable(title, note, tuple(values), rows, write(min(everything)), write(max(everything)))
+    return HeatTable(
+        title, note, tuple(values), rows, write(min(everything)), write(max(everything)), _is_wide(everything)
+    )
 
 
 def _by_place(
@@ -176,7 +179,7 @@ def _by_place(
 def _shade(values: Sequence[float]) -> Callable[[float], int]:
     """Map values to shades: evenly, or by their logarithm when they are far apart."""
     low, high = min(values, default=0.0), max(values, default=0.0)
-    scale: Callable[[float], float] = math.log if low > 0 and high / low >= LOGARITHMIC else float
+    scale: Callable[[float], float] = math.log if _is_wide(values) else float
     span = scale(high) - scale(low) if high > low else 0.0
 
     def shade(value: float) -> int:
@@ -184,6 +187,10 @@ def _shade(values: Sequence[float]) -> Callable[[float], int]:
         return min(int(share * LEVELS), LEVELS - 1)
 
     return shade
+
+
+def _is_wide(values: Sequence[float]) -> bool:
+    return bool(values) and 0 < min(values) <= max(values) / LOGARITHMIC
 
 
 def totals(report: Report) -> Totals:

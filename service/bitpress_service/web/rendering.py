@@ -4,11 +4,10 @@ import hashlib
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 from fastapi.responses import HTMLResponse
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from bitpress.jobs import Job
@@ -16,6 +15,9 @@ from bitpress.methods import MethodConfig, PTQ161Config
 from bitpress.progress import duration
 from bitpress_service.auth import Key
 from bitpress_service.sessions import csrf_token
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 HERE = Path(__file__).parent
 SESSION_COOKIE = "bitpress_session"
@@ -39,7 +41,9 @@ def render(request: Request, template: str, status_code: int = 200, **context: A
 
 
 @cache
-def _environment() -> Environment:
+def _environment() -> "Environment":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # with the first page; the API starts without it
+
     environment = Environment(
         loader=FileSystemLoader(HERE / "templates"),
         autoescape=True,

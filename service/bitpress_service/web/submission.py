@@ -68,7 +68,7 @@ async def submit(request: Request, caller: JobWriter, jobs: Jobs, response: Resp
         spec = parse_spec(data)
         # Sent twice, the same form is one job; corrected in between, it is another.
         key = f"ui-{once}-{hashlib.sha256(canonical_json(data).encode()).hexdigest()[:32]}"
-        job = await job_routes.submit(spec, caller, jobs, response, key)
+        job = await job_routes.submit(spec, caller, jobs, response, idempotency_key=key)
     except BitpressError as error:
         return _form(request, data, once, error=error)
     return RedirectResponse(f"/ui/jobs/{job.id}", 303)
