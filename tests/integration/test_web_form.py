@@ -172,3 +172,13 @@ async def test_a_form_that_is_none_is_refused_with_a_page(api: Api) -> None:
                 headers={"Content-Type": "application/x-www-form-urlencoded"},
             )
             assert answer.status_code in (403, 422) and "<h1" in answer.text and "<script>" not in answer.text
+
+
+async def test_another_method_has_its_own_defaults(api: Api) -> None:
+    async with logged_in(api) as client:
+        posted = fields_of((await client.get("/ui/new?method=spqr")).text)
+        assert (posted["method.damping"], posted["method.group_size"]) == ("1.0", "16")
+        answer = await client.post("/ui/new/method", data=posted | {"method.kind": "gptq", "method.column_block": "64"})
+    found = fields_of(answer.text)
+    assert (found["method.damping"], found["method.group_size"]) == ("0.01", "")
+    assert found["method.column_block"] == "64" and found["shown"] == "gptq"

@@ -20,6 +20,8 @@ ADVICE = {
     "not-found": "Check the address. Jobs of other tenants and deleted jobs are not found either.",
     "conflict": "The job has changed meanwhile. Go back, reload the page and look at its state.",
     "precondition-failed": "The job has changed meanwhile. Reload its page and look at it again.",
+    "source-not-allowed": "Use a model and texts from the places named, or ask the operator to allow this one.",
+    "too-many-requests": "Wait a moment, then reload: this key has asked too often.",
     "too-many-jobs": "Wait until some jobs have ended, or cancel what is not needed any more.",
     "too-many-streams": "Close other pages that follow jobs with this key, then reload.",
     "unavailable": "Try again in a moment. When it lasts: `bitpress doctor` on the service's machine.",

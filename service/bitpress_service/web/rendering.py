@@ -60,6 +60,7 @@ def _environment() -> "Environment":
         "model": model_name,
         "number": number,
         "percent": percent,
+        "seconds": seconds,
         "time": time_element,
     }
     environment.globals |= {"asset": asset, "elapsed": elapsed, "now": lambda: datetime.now(UTC)}
@@ -118,6 +119,11 @@ def count(value: int) -> str:
 def number(value: float, digits: int = 3) -> str:
     """Significant digits, without an exponent between 0.0001 and a million."""
     return f"{value:.{digits}g}" if not 1e3 <= abs(value) < 1e6 else f"{value:.0f}"
+
+
+def seconds(value: float) -> str:
+    """Seconds to two digits below ten of them, from a minute on as a clock shows them."""
+    return duration(value) if value >= 60 else f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
 
 
 def percent(share: float, digits: int = 2) -> str:

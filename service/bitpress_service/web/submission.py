@@ -40,7 +40,9 @@ async def switch_method(request: Request, _: JobWriter) -> Response:
     """The form with the parameters of the method that is chosen now."""
     posted = await read_form(request)
     template = "method_fields.html" if "hx-request" in request.headers else "new.html"
-    return _form(request, read_job(posted), _once(posted), template)
+    data = read_job(posted)
+    _drop_defaults(data["method"], dict(posted).get("shown", ""))
+    return _form(request, data, _once(posted), template)
 
 
 @router.post("/plan")
@@ -72,6 +74,14 @@ async def submit(request: Request, caller: JobWriter, jobs: Jobs, response: Resp
     except BitpressError as error:
         return _form(request, data, once, error=error)
     return RedirectResponse(f"/ui/jobs/{job.id}", 303)
+
+
+def _drop_defaults(method: dict[str, Any], shown: str) -> None:
+    """Leave out what nobody wrote: the defaults of the method whose parameters were shown are not those of another."""
+    if shown in METHODS:
+        for name, field in METHODS[shown].model_fields.items():
+            if name != "kind" and method.get(name) == field.default:
+                method.pop(name, None)
 
 
 def _once(posted: Form) -> str:
