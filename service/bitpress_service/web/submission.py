@@ -77,11 +77,16 @@ async def submit(request: Request, caller: JobWriter, jobs: Jobs, response: Resp
 
 
 def _drop_defaults(method: dict[str, Any], shown: str) -> None:
-    """Leave out what nobody wrote: the defaults of the method whose parameters were shown are not those of another."""
-    if shown in METHODS:
-        for name, field in METHODS[shown].model_fields.items():
-            if name != "kind" and method.get(name) == field.default:
-                method.pop(name, None)
+    """Leave out what nobody wrote: the defaults of the method that was shown are not those of another.
+
+    What the other has no default for stays.
+    """
+    if shown not in METHODS or "kind" not in method:
+        return
+    wanted = METHODS[method["kind"]].model_fields
+    for name, field in METHODS[shown].model_fields.items():
+        if name != "kind" and name in method and method[name] == field.default and not wanted[name].is_required():
+            del method[name]
 
 
 def _once(posted: Form) -> str:
