@@ -108,6 +108,7 @@ class PlanReport(_Model):
     peak_device_bytes: int
     peak_host_bytes: int
     peak_moment: str
+    activations: Literal["device", "host"] = Field(description="where they wait; device: beside everything else on it")
     checkpoint_bytes: int
     artifact_bytes: int
     bits_per_weight: float

@@ -29,6 +29,9 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     lease_seconds: float = Field(30.0, gt=0, description="a job whose worker is silent this long goes to another")
+    device_memory_gib: float | None = Field(
+        None, gt=0, description="most that a job may plan to take of a device, of the host for CPU cores; null: all"
+    )
     max_body_bytes: int = Field(64 * 1024, ge=1024)
     presign_seconds: int = Field(
         900, ge=0, le=7 * 24 * 3600, description="life of a download URL; 0: none, the API hands on what is downloaded"

@@ -37,9 +37,9 @@ def run(
     from bitpress_workers.local_run import run_local
     from bitpress_workers.pipeline.report import summary
 
-    text = sys.stdin.read() if str(spec) == "-" else _read(spec)
+    text, limit = sys.stdin.read() if str(spec) == "-" else _read(spec), _settings().device_memory_gib
     with ProgressBars(console) as bars:
-        report = run_local(_parse(text), out, lambda progress: bars.update(out.name, progress, JobState.RUNNING))
+        report = run_local(_parse(text), out, lambda progress: bars.update(out.name, progress, JobState.RUNNING), limit)
     print(report.model_dump_json(indent=1) if as_json else summary(report))
     console.print(f"The artifact is in {out}.")
 
@@ -80,6 +80,7 @@ def dispatch() -> None:
             ray_address=os.environ.get("RAY_ADDRESS", "local"),
             logs=settings.state_dir / "logs",
             lease_seconds=settings.lease_seconds,
+            device_memory_gib=settings.device_memory_gib,
         )
         try:
             await dispatcher.run(stop)
@@ -106,7 +107,7 @@ def plan(
 
     settings = _settings()
     settings.make_state_dir()
-    raise typer.Exit(planner_main(ray_address, settings.state_dir / "rates.json"))
+    raise typer.Exit(planner_main(ray_address, settings.state_dir / "rates.json", settings.device_memory_gib))
 
 
 @app.command("demo-model")

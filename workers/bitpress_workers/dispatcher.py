@@ -41,6 +41,7 @@ class Dispatcher:
     ray_address: str
     logs: Path
     lease_seconds: float = 15.0
+    device_memory_gib: float | None = None
     poll_seconds: float = 0.5
     owner: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
 
@@ -125,6 +126,7 @@ class Dispatcher:
             redis_url=self.redis_url,
             storage_url=self.storage_url,
             ray_address=self.ray_address,
+            device_memory_gib=self.device_memory_gib,
             scratch=str(scratch),
             dispatcher_pid=os.getpid(),
         )

@@ -42,6 +42,7 @@ class Order(BaseModel):
     redis_url: str
     storage_url: str
     ray_address: str
+    device_memory_gib: float | None
     scratch: str
     dispatcher_pid: int
 
@@ -121,7 +122,7 @@ def _run(order: Order, recorder: JobRecorder) -> None:
     ray_dir = Path(order.scratch) / "r"  # Ray opens its directory to everybody; the one above stays shut
     with RaySession(order.ray_address, job.spec.devices, str(ray_dir)) as session:
         site = Site(
-            devices=session.devices(),
+            devices=session.devices().within(order.device_memory_gib),
             make_fleet=session.make_fleet,
             store_url=order.storage_url,
             key_of=partial(job_key, job.tenant, job.id, order.fence),

@@ -45,14 +45,17 @@ class DirectoryRecorder:
         """Nothing left to do: the manifest is there."""
 
 
-def run_local(spec: JobSpec, directory: Path, show: Callable[[Progress], None]) -> Report:
+def run_local(
+    spec: JobSpec, directory: Path, show: Callable[[Progress], None], device_memory_gib: float | None = None
+) -> Report:
     """Run a job into `directory`; blocks that an earlier, interrupted run left there are used again.
 
+    device_memory_gib: the operator's limit to what is taken of a device, of this host for CPU cores.
     Raises Conflict when the directory holds a finished artifact or anything that is not of this job.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with _alone(directory):
-        return _run_in(directory, spec, show)
+        return _run_in(directory, spec, show, device_memory_gib)
 
 
 @contextlib.contextmanager
@@ -69,10 +72,12 @@ def _alone(directory: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _run_in(directory: Path, spec: JobSpec, show: Callable[[Progress], None]) -> Report:
+def _run_in(
+    directory: Path, spec: JobSpec, show: Callable[[Progress], None], device_memory_gib: float | None
+) -> Report:
     _open(directory, spec)
     site = Site(
-        devices=local_devices(),
+        devices=local_devices().within(device_memory_gib),
         make_fleet=make_local_fleet,
         store_url=directory.resolve().as_uri(),
         key_of=str,

@@ -22,12 +22,18 @@ MEMORY_BYTES = 16 * 2**30
 GIB = 2**30
 
 
-def answer(request: PlanRequest, ray_address: str, rates_file: Path) -> PlanAnswer:
-    """Plan for the devices that are stated, else for those of this host or of the Ray cluster at an address."""
+def answer(
+    request: PlanRequest, ray_address: str, rates_file: Path, device_memory_gib: float | None = None
+) -> PlanAnswer:
+    """Plan for the devices that are stated, else for those of this host or of the Ray cluster at an address.
+
+    device_memory_gib: the operator's limit to what is taken of each of the latter.
+    """
     try:
         if request.devices_like:
             return PlanAnswer(report=outlook(request.spec, *_stated(request.devices_like)))
         devices = local_devices() if ray_address == "local" else _of_cluster(ray_address)
+        devices = devices.within(device_memory_gib)
         here = devices.kind == local_devices().kind
         rates = rates_of(devices.kind, rates_file) if here else None
         return PlanAnswer(report=outlook(request.spec, devices, rates, "probe" if here else "nowhere"))
@@ -48,11 +54,11 @@ def _of_cluster(address: str) -> Devices:
         return session.devices()
 
 
-def main(ray_address: str, rates_file: Path) -> int:
+def main(ray_address: str, rates_file: Path, device_memory_gib: float | None) -> int:
     """Entry point of `python -m bitpress_workers plan`."""
     end_with_parent(signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     warnings.simplefilter("ignore")
     request = PlanRequest.model_validate_json(sys.stdin.read())
-    print(answer(request, ray_address, rates_file).model_dump_json())
+    print(answer(request, ray_address, rates_file, device_memory_gib).model_dump_json())
     return 0

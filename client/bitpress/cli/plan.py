@@ -109,6 +109,7 @@ def _summary(report: PlanReport) -> dict[str, str]:
     }
     if report.peak_device_bytes:
         rows["peak host memory"] = size(report.peak_host_bytes)
+        rows["activations"] = f"in {report.activations} memory"
         rows["peak device memory"] = f"{size(report.peak_device_bytes)} ({report.peak_moment})"
     return rows
 

@@ -153,10 +153,10 @@ def refusal(spec: JobSpec, devices: Devices) -> str:
 def test_a_refusal_names_the_smallest_change_that_fits(opt: Path) -> None:
     """Each is tried: what it names fits, and one less of the change does not."""
     spec = spec_of(opt, SEPTQ)
-    needed = plan(spec, H200).peak_device_bytes
+    needed, host = plan(spec, H200).peak_device_bytes, plan(spec, H200).peak_host_bytes
     enough = plan(spec_of(opt, SEPTQ, devices=2), H200).peak_device_bytes
     assert enough < needed
-    message = refusal(spec, Devices("cuda", 8, enough))
+    message = refusal(spec, Devices("cuda", 8, enough, 2 * host))
     assert f"{needed / GIB:.1f} GiB on a device, which has {enough / GIB:.1f} GiB" in message
     assert message.endswith('it fits with "devices": 2')
 
@@ -164,23 +164,46 @@ def test_a_refusal_names_the_smallest_change_that_fits(opt: Path) -> None:
         return spec_of(opt, SEPTQ, calibration={"dataset": "c4", "num_sequences": sequences})
 
     fits = plan(shorter(40), H200).peak_device_bytes
-    assert refusal(spec, Devices("cuda", 1, fits)).endswith("it fits with calibration.num_sequences 40, not 128")
-    refusal(shorter(41), Devices("cuda", 1, fits))
+    full = Devices("cuda", 1, fits, host)  # which has no room for activations
+    assert refusal(spec, full).endswith("it fits with calibration.num_sequences 40, not 128")
+    refusal(shorter(41), full)
     assert "it takes devices with more memory" in refusal(spec, Devices("cuda", 1, GIB))
 
 
 def test_a_refusal_names_the_windows_that_fit_before_it_touches_the_calibration(llama: Path) -> None:
     calibration = {"dataset": "c4", "num_sequences": 8}
     evaluation = {"datasets": ["c4"], "max_sequences": 256}
-    enough = plan(spec_of(llama, SPQR, calibration=calibration)).peak_device_bytes
-    message = refusal(spec_of(llama, SPQR, calibration=calibration, evaluation=evaluation), Devices("cuda", 1, enough))
+    calibrated = plan(spec_of(llama, SPQR, calibration=calibration))
+    enough, full = calibrated.peak_device_bytes, calibrated.peak_host_bytes
+    devices = Devices("cuda", 1, enough, full)
+    message = refusal(spec_of(llama, SPQR, calibration=calibration, evaluation=evaluation), devices)
     windows = int(message.split("it fits with ")[1].split()[0])
     fitting, one_more = (
         spec_of(llama, SPQR, calibration=calibration, evaluation=evaluation | {"max_sequences": number})
         for number in (windows, windows + 1)
     )
-    assert plan(fitting, Devices("cuda", 1, enough)).peak_device_bytes <= enough
-    refusal(one_more, Devices("cuda", 1, enough))
+    assert plan(fitting, devices).peak_device_bytes <= enough
+    refusal(one_more, devices)
+
+
+def test_activations_wait_on_the_host_when_a_device_does_not_hold_them(opt: Path) -> None:
+    spec = spec_of(opt, SEPTQ)
+    kept = plan(spec)
+    offloaded = plan(spec, Devices("cuda", 1, kept.peak_device_bytes - 1))
+    assert (kept.activations, offloaded.activations) == ("device", "host")
+    activations = 2 * TOKENS * 9216
+    micro_batch = 2 * 2048 * 9216
+    assert kept.peak_device_bytes - offloaded.peak_device_bytes == activations - 2 * micro_batch
+    # Pinned memory is rounded up to powers of two, here from 36 MiB to 64.
+    assert offloaded.peak_host_bytes - kept.peak_host_bytes == 128 * 64 * 2**20
+    room = Devices("cuda", 1, kept.peak_device_bytes - 1, offloaded.peak_host_bytes - 1)
+    assert "on a device, which has" in refusal(spec, room)
+
+
+def test_no_more_is_taken_of_a_device_than_the_operator_says(opt: Path) -> None:
+    spec = spec_of(opt, SEPTQ)
+    assert "on a device, which has 10.0 GiB" in refusal(spec, H200.within(10))
+    assert H200.within(1000) == H200.within(None) == H200
 
 
 def test_on_a_host_fewer_shards_need_less(opt: Path) -> None:

@@ -19,10 +19,11 @@ from bitpress_workers.pipeline.sizes import BlockSizes, ModelSizes
 
 DOCUMENT_TOKENS = 2048  # of the longest document that PTQ1.61's adapter is trained on (published)
 BASE_BYTES = 560 * 2**20  # a process with torch and transformers imported
+FORWARD_COPIES = 5  # of a micro-batch, as wide as the widest linear: measured
 KERNEL_BYTES = 140 * 2**20  # compiled loops and their compiler, on CPUs
 
 # Float32 copies while rows are solved, packed and compared, of all rows of a tap and of its largest linear: measured.
-COPIES = {"rtn": (1.0, 2.0), "gptq": (2.5, 3.5), "spqr": (2.0, 4.5), "septq": (2.5, 4.5)}
+COPIES = {"rtn": (1.0, 1.0), "gptq": (1.6, 2.1), "spqr": (2.0, 2.0), "septq": (3.3, 1.8)}
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,11 @@ class Moment:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one job's moments are computed from; num_windows: how many are evaluated, of all datasets."""
+    """What one job's moments are computed from.
+
+    num_windows: how many are evaluated, of all datasets. offloaded: accelerators hold one micro-batch of the
+    activations, going in and coming out, the host all of them.
+    """
 
     spec: JobSpec
     method: Method | BlockMethod
@@ -53,6 +58,7 @@ class Estimate:
     num_windows: int
     kind: str
     num_shards: int
+    offloaded: bool = False
 
     def memory(self) -> Memory:
         """The largest moment of all."""
@@ -63,6 +69,8 @@ class Estimate:
         stored = max(block.stored_bytes for block in self.sizes.blocks)
         outer = sum(tensor.bytes for tensor in self.sizes.outer.values())
         host = self.num_shards * (BASE_BYTES + 3 * max(stored, outer))  # one more block is read ahead
+        if self.offloaded:
+            host += max(self._pinned(calibrating=calibrating) for calibrating in (True, False))
         return Memory(host, largest.bytes, name)
 
     def moments(self) -> Iterator[Moment]:
@@ -91,7 +99,24 @@ class Estimate:
         in_each = self.width * self.sizes.outer_weights
         if self.kind == "cpu":
             in_each += BASE_BYTES + KERNEL_BYTES * self._has_factor
+        if self.offloaded:
+            return in_each + 2 * self._micro_batch(calibrating=calibrating)
         return self._all(self._activations(calibrating=calibrating), in_each)
+
+    def _micro_batch_tokens(self, *, calibrating: bool) -> int:
+        calibration, evaluation = self.spec.calibration, self.spec.evaluation
+        length = calibration.sequence_length if calibrating else evaluation.sequence_length
+        total = -(-calibration.num_sequences // NUM_SLICES) if calibrating else self.num_windows
+        return min(micro_batch_size(length), total) * length
+
+    def _micro_batch(self, *, calibrating: bool) -> int:
+        """Activations of one forward."""
+        return self.width * self._micro_batch_tokens(calibrating=calibrating) * self.sizes.hidden_size
+
+    def _pinned(self, *, calibrating: bool) -> int:
+        """Activations of all shards in host memory; torch rounds what it pins up to powers of two."""
+        one = max(self._micro_batch(calibrating=calibrating), 1)
+        return -(-self._activations(calibrating=calibrating) // one) * (1 << (one - 1).bit_length())
 
     @property
     def _ahead(self) -> int:
@@ -119,7 +144,10 @@ class Estimate:
         for stage in stages:
             columns = {tap.name: block.linears[tap.linears[0]][1] for tap in stage}
             owned = [[columns[tap.name] for tap in stage if owners[tap.name] == shard] for shard in shards]
-            yield "Hessians", [self._hessians(list(columns.values())) + self._forward(block) for _ in shards]
+            yield (
+                "Hessians",
+                [self._hessians(list(columns.values())) + self._forward(block, calibrating=True) for _ in shards],
+            )
             yield "factors", [self._factors(list(columns.values()), of_shard) for of_shard in owned]
             ahead = self._ahead if stage is stages[-1] else 0
             for tap in stage:
@@ -162,7 +190,7 @@ class Estimate:
     def _installing(self, block: BlockSizes) -> int:
         """A published file twice, as bytes and tensors, and its largest linear three times, or a forward."""
         largest = max(prod(shape) for shape in block.linears.values())
-        return max(block.num_weights + 3 * 4 * largest, self._forward(block))
+        return max(block.num_weights + 3 * 4 * largest, self._forward(block, calibrating=False))
 
     def _hessians(self, columns: list[int]) -> int:
         """Every tap's tree beside the slice that is gathered, when that is most."""
@@ -173,12 +201,10 @@ class Estimate:
         """Of the shard that has most."""
         return -(-min(NUM_SLICES, self.spec.calibration.num_sequences) // self.num_shards)
 
-    def _forward(self, block: BlockSizes) -> int:
-        calibration = self.spec.calibration
-        sequences = min(micro_batch_size(calibration.sequence_length), -(-calibration.num_sequences // NUM_SLICES))
-        tokens = sequences * calibration.sequence_length
+    def _forward(self, block: BlockSizes, *, calibrating: bool) -> int:
+        """What a block holds of one micro-batch on its way through."""
         widest = max(max(shape) for shape in block.linears.values())
-        return self.width * 8 * tokens * widest
+        return self.width * FORWARD_COPIES * self._micro_batch_tokens(calibrating=calibrating) * widest
 
     def _activations(self, *, calibrating: bool) -> int:
         """Of all shards together."""
@@ -204,9 +230,9 @@ def _nodes(num_slices: int) -> int:
 
 
 def _training_bytes(num_weights: int, sizes: ModelSizes, sequence_length: int) -> int:
-    """What a training step on one sequence takes: ten numbers a weight, twenty a row and token, four scores a head."""
+    """What a training step on one sequence takes: six numbers a weight, twenty a row and token, four scores a head."""
     tokens = 20 * sequence_length * _widest(sizes) + 4 * sizes.num_heads * sequence_length**2
-    return 4 * (10 * num_weights + tokens)
+    return 4 * (6 * num_weights + tokens)
 
 
 def _restoring_bytes(sizes: ModelSizes, rank: int) -> int:

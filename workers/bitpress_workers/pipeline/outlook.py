@@ -79,6 +79,7 @@ def outlook(spec: JobSpec, devices: Devices, rates: Rates | None, rates_from: Ra
         peak_device_bytes=plan.memory.device_bytes,
         peak_host_bytes=plan.memory.host_bytes,
         peak_moment=plan.memory.moment,
+        activations="host" if plan.offloaded or devices.kind == "cpu" else "device",
         checkpoint_bytes=stored + outer,
         artifact_bytes=sum(files) + outer_bytes(sizes),
         bits_per_weight=_bits_per_weight(spec, sizes.blocks),

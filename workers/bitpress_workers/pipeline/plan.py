@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 from bitpress.errors import InvalidJob, OutOfMemory
@@ -14,6 +14,7 @@ from bitpress_workers.pipeline.memory import available_host_bytes
 from bitpress_workers.pipeline.placement import NUM_SLICES, cut, micro_batch_size
 from bitpress_workers.pipeline.sizes import BlockSizes, ModelSizes
 
+GIB = 2**30
 ROW_TILE = {"cpu": 64, "cuda": 1024}  # rows of one GEMM: small enough to share out, large enough to be fast
 
 
@@ -33,16 +34,24 @@ class Devices:
     def of_host_cores(cls) -> Self:
         return cls("cpu", len(os.sched_getaffinity(0)), available_host_bytes())
 
+    def within(self, memory_gib: float | None) -> Self:
+        """The same devices, of each of which (of the host, for CPU cores) no more may be taken; None: all of it."""
+        if memory_gib is None:
+            return self
+        return replace(self, memory_bytes=min(self.memory_bytes, int(memory_gib * GIB)))
+
 
 @dataclass(frozen=True)
 class Plan:
-    """Fixed by the job, but for `num_shards` and `memory`: the same on every fleet, so that bits are.
+    """Fixed by the job, but for `num_shards`, `offloaded` and `memory`: the same on every fleet, so that bits are.
 
+    offloaded: activations wait in host memory, since accelerators do not hold them beside all else.
     slices: calibration sequences of each slice. micro_batch: sequences of one forward.
     row_tile: rows of one tile.
     """
 
     num_shards: int
+    offloaded: bool
     slices: tuple[range, ...]
     micro_batch: int
     row_tile: int
@@ -68,18 +77,32 @@ def make_plan(
         raise InvalidJob(f"the job asks for {num_shards} devices; there are {devices.count}")
     calibration, tile = spec.calibration, ROW_TILE[devices.kind]
     one_by_one = isinstance(method, BlockMethod)  # a training step sees one sequence
-    memory = Estimate(spec, method, sizes, num_windows, devices.kind, num_shards).memory()
+    memory, offloaded = _memory(spec, method, sizes, num_windows, devices)
     if excess := _excess(memory, devices):
         change = _smallest_change(spec, method, sizes, num_windows, devices)
         raise OutOfMemory(f"the job needs about {excess} ({memory.moment}); {change}")
     return Plan(
         num_shards=num_shards,
+        offloaded=offloaded,
         slices=cut(calibration.num_sequences, NUM_SLICES),
         micro_batch=1 if one_by_one else micro_batch_size(calibration.sequence_length),
         row_tile=tile if isinstance(method, BlockMethod) else method.row_tile(tile),
         blocks=sizes.blocks,
         memory=memory,
     )
+
+
+def _memory(
+    spec: JobSpec, method: Method | BlockMethod, sizes: ModelSizes, num_windows: int, devices: Devices
+) -> tuple[Memory, bool]:
+    """What a job takes, and whether its activations have to wait in host memory; if that helps, they do."""
+    estimate = Estimate(spec, method, sizes, num_windows, devices.kind, spec.devices or devices.count)
+    memory = estimate.memory()
+    if memory.device_bytes > devices.memory_bytes:
+        offloaded = replace(estimate, offloaded=True).memory()
+        if not _excess(offloaded, devices):
+            return offloaded, True
+    return memory, False
 
 
 def _excess(memory: Memory, devices: Devices) -> str:
@@ -98,8 +121,7 @@ def _smallest_change(
     """Try single changes: first those that leave the result as it is, then those that cost least of it."""
 
     def fits(changed: JobSpec, windows: int) -> bool:
-        shards = changed.devices or devices.count
-        return not _excess(Estimate(changed, method, sizes, windows, devices.kind, shards).memory(), devices)
+        return not _excess(_memory(changed, method, sizes, windows, devices)[0], devices)
 
     for shards in _other_shards(spec, devices):
         if fits(spec.model_copy(update={"devices": shards}), num_windows):
@@ -114,7 +136,10 @@ def _smallest_change(
     if sequences := _most(calibration.num_sequences - 1, lambda number: fits(shorter(number), num_windows)):
         return f"it fits with calibration.num_sequences {sequences}, not {calibration.num_sequences}"
     least = min(
-        (Estimate(shorter(1), method, sizes, 0, devices.kind, shards).memory() for shards in (1, devices.count)),
+        (
+            Estimate(shorter(1), method, sizes, 0, devices.kind, shards, offloaded=True).memory()
+            for shards in (1, devices.count)
+        ),
         key=lambda memory: memory.device_bytes or memory.host_bytes,
     )
     return (
@@ -139,4 +164,4 @@ def _most(limit: int, fits: Callable[[int], bool]) -> int:
 
 
 def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.1f} GiB"
+    return f"{num_bytes / GIB:.1f} GiB"

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from bitpress.artifacts import ArtifactFile, PerplexityReport, Report
+from bitpress.errors import OutOfMemory
 from bitpress.jobs import JobSpec, ModelSource
 from bitpress.methods import LoRAPreprocessing
 from bitpress_service.artifactstore import ArtifactStore
@@ -106,13 +107,12 @@ class Pipeline:
         self.meter = ProgressMeter(site.recorder, outline.num_blocks, bool(spec.evaluation.datasets))
         self.meter.preparing()
         self.texts = read_texts(spec, checkpoint)
-        sizes = model_sizes(outline, checkpoint)
+        sizes = self.sizes = model_sizes(outline, checkpoint)
         if self.preprocessing:
             check_adapters([name for block in sizes.blocks for name in block.linears])
         self.targets = [create_target(name, spec.method) for name in spec.exports]
         check_shapes(self.targets, outline, checkpoint)
-        num_windows = sum(len(tokens_KS) for tokens_KS in self.texts.windows.values())
-        self.plan = make_plan(spec, self.method, sizes, num_windows, site.devices)
+        self.plan = self._make_plan(spec)
         self.bytes_before = sizes.linear_bytes
         self.publisher = Publisher(ArtifactStore.from_url(site.store_url), site.key_of, site.recorder)
         self.original = self.opened = ModelSource(uri=checkpoint.uri, revision=checkpoint.revision)
@@ -128,7 +128,24 @@ class Pipeline:
             slices=self.plan.slices,
             row_tile=self.plan.row_tile,
         )
-        return self.site.make_fleet(config, size, fewest, self._wait)
+        fleet = self.site.make_fleet(config, size, fewest, self._wait)
+        if self._plan_for(fleet).offloaded:
+            fleet.get(fleet.all(Shard.offload))
+        return fleet
+
+    def _plan_for(self, fleet: Fleet) -> Plan:
+        """The plan, or that of a fleet that has lost devices. Raises OutOfMemory when the rest cannot hold the job."""
+        if fleet.size == self.plan.num_shards:
+            return self.plan
+        try:
+            return self._make_plan(self.spec.model_copy(update={"devices": fleet.size}))
+        except OutOfMemory as error:
+            fleet.close()
+            raise OutOfMemory(f"on the {fleet.size} devices that are left {error.message}") from error
+
+    def _make_plan(self, spec: JobSpec) -> Plan:
+        num_windows = sum(len(tokens_KS) for tokens_KS in self.texts.windows.values())
+        return make_plan(spec, self.method, self.sizes, num_windows, self.site.devices)
 
     def _wait(self, why: str) -> None:
         """Say once why the job has to wait, and notice that it was cancelled."""

@@ -77,6 +77,7 @@ class Shard:
         self._method = create(config.method)
         self.open(config.model, config.store_url)
         self._activations: dict[str, Activations] = {}
+        self._offloaded = False
         self._block = nn.Module()
         self._block_index = -1
         self._taps: dict[str, Tap] = {}
@@ -95,9 +96,13 @@ class Shard:
 
     # Activations: one named stream for calibration, two for evaluation.
 
+    def offload(self) -> None:
+        """Keep all activations to come in host memory."""
+        self._offloaded = True
+
     def start(self, stream: str, tokens_NS: Tensor, groups: Sequence[Sequence[range]]) -> None:
         """Embed this shard's sequences of `stream`; `groups[shard]` are its micro-batches."""
-        self._activations[stream] = Activations(self._skeleton, tokens_NS, groups[self._group.rank])
+        self._activations[stream] = Activations(self._skeleton, tokens_NS, groups[self._group.rank], self._offloaded)
 
     def stop(self, stream: str) -> None:
         del self._activations[stream]
