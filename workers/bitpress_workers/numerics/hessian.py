@@ -239,15 +239,16 @@ def factorize(
 
 def _reversed_hessian(gram: Gram, order_I: Tensor | None, diagonal_I: Tensor) -> Tensor:
     """Return H in solve order with this diagonal, rows and columns last to first."""
-    place_I = torch.arange(gram.num_columns, device=gram.device)  # of each column of X'X in the result
-    if order_I is not None:
-        place_I[order_I] = place_I.clone()
-    place_I = gram.num_columns - 1 - place_I
-    hessian_II = gram.upper.new_empty(gram.num_columns, gram.num_columns)
-    for rows, strip_KN in gram.strips():
-        scaled_KN = strip_KN * (2.0 / gram.num_sequences)
-        rows_K, columns_N = place_I[rows], place_I[rows.start :]
-        hessian_II[columns_N[:, None], rows_K] = scaled_KN.T
-        hessian_II[rows_K[:, None], columns_N] = scaled_KN
+    natural_I = torch.arange(gram.num_columns, device=gram.device)
+    reversed_I = (natural_I if order_I is None else order_I).flip(0)
+    place_I = torch.empty_like(natural_I)  # of each column of X'X in the result
+    place_I[reversed_I] = natural_I
+    hessian_II, strips = gram.upper.new_empty(gram.num_columns, gram.num_columns), list(gram.strips())
+    for number, (rows, strip_KN) in enumerate(strips):
+        before = [
+            above_KN[:, rows.start - above.start : rows.stop - above.start].T for above, above_KN in strips[:number]
+        ]
+        rows_KI = torch.cat([*before, strip_KN], dim=1).mul_(2.0 / gram.num_sequences)
+        hessian_II[place_I[rows]] = rows_KI.index_select(1, reversed_I)  # many times faster than indexing both at once
     hessian_II.diagonal().copy_(diagonal_I.flip(0))
     return hessian_II
