@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_memory import write_random_model
 from pipeline_helpers import make_spec
+from random_models import write_random_model
 
 from bitpress_workers.pipeline.outlook import outlook
 from bitpress_workers.pipeline.plan import Devices
@@ -40,5 +40,4 @@ def test_the_planned_peak_is_near_the_measured_one(model: Path, texts: Path, tmp
     command = [sys.executable, "-m", "bitpress_workers", "run", "-", "--out", str(tmp_path / "out")]
     subprocess.run(command, input=spec.model_dump_json(), text=True, check=True, stdout=subprocess.DEVNULL)
     measured = json.loads((tmp_path / "out" / "report.json").read_text())["peak_bytes"]
-    print(name, planned, measured, planned / measured)
     assert 0.85 < planned / measured < 1.15, (planned, measured)
