@@ -12,9 +12,11 @@ import pytest
 from embedded_service import EmbeddedService
 from page_reader import Reader
 from pipeline_helpers import make_spec
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from bitpress.jobs import JobState
+
+expect.set_options(timeout=60_000)  # a machine may be busy
 
 SPQR = {"kind": "spqr", "bits": 3}
 RTN = {"kind": "rtn", "bits": 3, "group_size": 16}
