@@ -42,13 +42,14 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(model: dict[str, Any], method: dict[str, Any]) -> dict[str, float]:
+def run(model: dict[str, Any], method: dict[str, Any], strategy: str = "exact") -> dict[str, float]:
     """Run one job; return what its report says."""
     test = str(TEXTS / "wiki.test.txt")
     spec = parse_spec(
         {
             "model": {"uri": str(model["path"])},
             "method": method,
+            "strategy": strategy,
             "calibration": {
                 "dataset": str(TEXTS / "wiki.train.txt"),
                 "num_sequences": model["sequences"],

@@ -153,7 +153,7 @@ def _shares(
     spec: JobSpec, sizes: ModelSizes, passes: int, seconds: dict[str, float], rates: Rates, device: str
 ) -> dict[str, float]:
     """Operations in matrix products a second, over the measured rate of GEMMs of the phase's type."""
-    cost, shares = outlook.job_cost(spec, sizes, 0, device), {}
+    cost, shares = outlook.job_cost(spec, sizes, 0, device, 1), {}
     for phase in ("forward", "hessian", "factor", "solve", "evidence"):
         half = rates.half_gemm_gflops if phase in ("forward", "hessian") else None
         # The plan counts passing on; the only block of this model is its last, whose output nobody needs.

@@ -11,9 +11,9 @@ from random_models import TEXT
 from bitpress.artifacts import Report
 from bitpress.jobs import JobSpec, parse_spec
 from bitpress_workers.local_run import DirectoryRecorder
+from bitpress_workers.pipeline import run
 from bitpress_workers.pipeline.fleet import FleetMaker
 from bitpress_workers.pipeline.plan import Devices
-from bitpress_workers.pipeline.run import Pipeline, Site
 
 # As in every process of Bitpress: without it bits depend on where operands lie. MKL looks at it when first used.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
@@ -50,15 +50,13 @@ def make_spec(
 def run_job(spec: JobSpec, directory: Path, make_fleet: FleetMaker, devices: Devices) -> Report:
     """Run a job into a directory, or go on with one that was left there."""
     directory.mkdir(exist_ok=True)
-    site = Site(
+    site = run.Site(
         devices=devices,
         make_fleet=make_fleet,
         store_url=directory.resolve().as_uri(),
-        key_of=str,
-        recorder=DirectoryRecorder(directory, lambda _: None),
         scratch=directory.resolve() / ".restoring",
     )
-    return Pipeline(spec, site).run()
+    return run.run_job(spec, str, DirectoryRecorder(directory, lambda _: None), site)
 
 
 def run_fresh(spec: JobSpec, directory: Path, make_fleet: FleetMaker, devices: Devices) -> Report:

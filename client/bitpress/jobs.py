@@ -8,13 +8,13 @@ import json
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from bitpress.errors import InvalidJob
 from bitpress.exports import Export, check_exports
-from bitpress.methods import MethodConfig
+from bitpress.methods import MethodConfig, check_independent
 from bitpress.texts import Dataset, SequenceLength
 
 
@@ -53,23 +53,53 @@ class Evaluation(_Model):
         return values
 
 
-class JobSpec(_Model):
-    """What is to be done; stored with the artifact. Where it runs is no part of it, but for `devices`."""
+Strategy = Annotated[
+    Literal["exact", "independent"],
+    Field(
+        description="exact: all devices work on one block, given what the blocks before it became; independent: blocks "
+        "are spread over the devices and calibrated at once, as they lie in the original model, for slow links"
+    ),
+]
+
+
+Methods = TypeVar("Methods")
+
+
+class SpecBase(_Model, Generic[Methods]):
+    """What specs have in common, whether they ask for one method or for several."""
 
     model: ModelSource
-    method: MethodConfig
+    method: Methods
     calibration: Calibration
     evaluation: Evaluation = Evaluation()
     exports: tuple[Export, ...] = Field((), description="what else the result is written as, under exports/")
+    strategy: Strategy = "exact"
     devices: int | None = Field(None, ge=1, le=4096, description="number of shards; null: all devices there are")
     labels: dict[str, Annotated[str, Field(max_length=200)]] = Field(default_factory=dict, max_length=32)
 
     @field_validator("exports")
     @classmethod
     def _exports(cls, values: tuple[Export, ...], info: ValidationInfo) -> tuple[Export, ...]:
-        if "method" in info.data:  # absent when it is itself at fault
-            check_exports(values, info.data["method"])
+        for method in _methods(info):
+            check_exports(values, method)
         return values
+
+    @field_validator("strategy")
+    @classmethod
+    def _strategy(cls, value: Strategy, info: ValidationInfo) -> Strategy:
+        for method in _methods(info) if value == "independent" else ():
+            check_independent(method)
+        return value
+
+
+def _methods(info: ValidationInfo) -> tuple[MethodConfig, ...]:
+    """A spec's methods; none when they are themselves at fault."""
+    found = info.data.get("method", ())
+    return found if isinstance(found, tuple) else (found,)
+
+
+class JobSpec(SpecBase[MethodConfig]):
+    """What is to be done; stored with the artifact. Where it runs is no part of it, but for `devices`."""
 
 
 def parse_spec(data: object) -> JobSpec:
@@ -77,8 +107,16 @@ def parse_spec(data: object) -> JobSpec:
 
     Raises InvalidJob whose `details` hold one (JSON pointer, message) for each bad field.
     """
+    return validated(JobSpec, data)
+
+
+Spec = TypeVar("Spec", bound=BaseModel)
+
+
+def validated(kind: type[Spec], data: object) -> Spec:
+    """Read a spec of some kind from parsed JSON. Raises InvalidJob as `parse_spec` does."""
     try:
-        return JobSpec.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         details = [(pointer(e["loc"]), e["msg"]) for e in error.errors(include_url=False, include_context=False)]
         summary = "; ".join(f"{path or '/'}: {text}" for path, text in details)
@@ -86,10 +124,11 @@ def parse_spec(data: object) -> JobSpec:
 
 
 def pointer(location: tuple[int | str, ...]) -> str:
-    """JSON pointer (RFC 6901) of a pydantic error location in a JobSpec."""
+    """JSON pointer (RFC 6901) of a pydantic error location in a spec."""
     if location[:1] == ("method",):
-        # Behind the method pydantic names its kind, which is no step of the document.
-        location = location[:1] + location[2:]
+        # Behind a method pydantic names its kind, which is no step of the document.
+        kind = 2 if len(location) > 1 and isinstance(location[1], int) else 1
+        location = location[:kind] + location[kind + 1 :]
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
 
 

@@ -145,6 +145,17 @@ def _check_groups(group_size: int | None, column_block: int) -> None:
         raise ValueError(f"column_block {column_block} and group_size {group_size}: one must divide the other")
 
 
+def check_independent(config: "MethodConfig") -> None:
+    """Raise ValueError when a method cannot calibrate a block on the original model's activations alone."""
+    if isinstance(config, PTQ161Config):
+        raise ValueError("ptq161 trains a block on what the blocks before it became; its strategy is exact")
+    propagation = getattr(config, "propagation", "block")
+    if propagation != "block":
+        raise ValueError(
+            f"independent blocks are calibrated as they were, which is propagation block; found {propagation}"
+        )
+
+
 MethodConfig = Annotated[RTNConfig | GPTQConfig | SpQRConfig | SEPTQConfig | PTQ161Config, Field(discriminator="kind")]
 
 METHODS: dict[str, type[RTNConfig] | type[GPTQConfig] | type[SpQRConfig] | type[SEPTQConfig] | type[PTQ161Config]] = {

@@ -14,7 +14,7 @@ from bitpress.artifacts import Report
 from bitpress.errors import Conflict, InvalidJob, WorkerLost
 from bitpress.jobs import JobSpec, Progress
 from bitpress.methods import RTNConfig
-from bitpress_workers.pipeline.shard import ShardConfig
+from bitpress_workers.pipeline.shard import ShardConfig, ShardMethod
 from bitpress_workers.ray_fleet import RaySession
 
 # isort: split
@@ -99,7 +99,7 @@ def test_a_killed_node_leaves_a_smaller_fleet(
 
 
 def config(model: Path, directory: Path) -> ShardConfig:
-    return ShardConfig(str(model), RTNConfig(bits=4), "cpu", directory.as_uri(), (range(1),), 64)
+    return ShardConfig(str(model), {0: ShardMethod(RTNConfig(bits=4), 64)}, "cpu", directory.as_uri(), (range(1),))
 
 
 def test_devices_that_are_busy_are_waited_for_and_those_that_are_not_there_are_not(

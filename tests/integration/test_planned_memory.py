@@ -14,7 +14,7 @@ from bitpress_workers.local_run import DirectoryRecorder
 from bitpress_workers.pipeline.fleet import LocalFleet, Ref
 from bitpress_workers.pipeline.outlook import outlook
 from bitpress_workers.pipeline.plan import Devices
-from bitpress_workers.pipeline.run import Pipeline, Site
+from bitpress_workers.pipeline.run import Site, run_job
 from bitpress_workers.pipeline.shard import Shard, ShardConfig
 
 PLENTY = Devices("cuda", 2, 2**40)
@@ -52,11 +52,9 @@ def run(spec: JobSpec, directory: Path, devices: Devices, cluster: Cluster) -> N
         devices=devices,
         make_fleet=cluster.make_fleet,
         store_url=directory.as_uri(),
-        key_of=str,
-        recorder=DirectoryRecorder(directory, ignore),
         scratch=directory / ".restoring",
     )
-    Pipeline(spec, site).run()
+    run_job(spec, str, DirectoryRecorder(directory, ignore), site)
 
 
 def test_activations_wait_on_the_host_when_the_plan_says_so(opt_mini: Path, texts: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from bitpress.jobs import ModelSource, Progress
 from bitpress.methods import RTNConfig
 from bitpress_workers.local_run import run_local
 from bitpress_workers.pipeline.fleet import LocalFleet
-from bitpress_workers.pipeline.shard import Shard, ShardConfig
+from bitpress_workers.pipeline.shard import Shard, ShardConfig, ShardMethod
 
 URI = "s3://models/opt"
 GPTQ = {"kind": "gptq", "bits": 3}
@@ -37,11 +37,10 @@ def _read_all(uri: str, store: Path) -> tuple[list[str], list[str], str]:
     """What two shards make of a checkpoint: fingerprints of all blocks, twice, and of what is outside them."""
     config = ShardConfig(
         model=ModelSource(uri=uri),
-        method=RTNConfig(bits=4),
+        methods={0: ShardMethod(RTNConfig(bits=4), row_tile=64)},
         device="cpu",
         store_url=store.as_uri(),
         slices=(),
-        row_tile=64,
     )
     fleet = LocalFleet(config, 2)
     fingerprints: list[list[str]] = []

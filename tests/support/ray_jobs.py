@@ -8,7 +8,7 @@ from typing import Any
 from bitpress.artifacts import Report
 from bitpress.jobs import JobSpec, Progress
 from bitpress_workers.local_run import DirectoryRecorder
-from bitpress_workers.pipeline.run import Pipeline, Site
+from bitpress_workers.pipeline.run import Site, run_job
 from bitpress_workers.pipeline.shard import ShardConfig
 from bitpress_workers.ray_fleet import RayFleet, RaySession
 
@@ -40,11 +40,10 @@ class RayJob:
             devices=self.session.devices(),
             make_fleet=self._make_fleet,
             store_url=self.directory.as_uri(),
-            key_of=str,
-            recorder=Logbook(self.directory, lambda progress: self.strike(self, progress), self.lines),
             scratch=self.directory / ".restoring",
         )
-        return Pipeline(spec, site).run()
+        recorder = Logbook(self.directory, lambda progress: self.strike(self, progress), lines=self.lines)
+        return run_job(spec, str, recorder, site)
 
     def _make_fleet(self, config: ShardConfig, size: int, fewest: int, waiting: Callable[[str], None]) -> RayFleet:
         self.fleets.append(self.session.make_fleet(config, size, fewest, waiting))

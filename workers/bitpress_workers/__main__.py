@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,10 +17,11 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from bitpress.cli.exits import exit_code
+from bitpress.cli.exits import FAILED, exit_code
 from bitpress.cli.output import print_error
 from bitpress.errors import BitpressError, InvalidJob
-from bitpress.jobs import JobSpec, JobState, parse_spec
+from bitpress.jobs import JobSpec, JobState, Progress
+from bitpress.sweeps import SweepSpec, parse_submission
 from bitpress_service.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -28,20 +30,33 @@ console = Console(stderr=True)
 
 @app.command()
 def run(
-    spec: Annotated[Path, typer.Argument(help="job spec, a JSON file; - reads standard input")],
+    spec: Annotated[Path, typer.Argument(help="spec of a job or a sweep, a JSON file; - reads standard input")],
     out: Annotated[Path, typer.Option("--out", help="directory for the artifact; an interrupted run goes on there")],
     as_json: Annotated[bool, typer.Option("--json", help="print the report as one JSON document")] = False,
 ) -> None:
-    """Run one job in this process, without servers."""
+    """Run one job, or a sweep, in this process, without servers."""
     from bitpress.progress import ProgressBars
-    from bitpress_workers.local_run import run_local
-    from bitpress_workers.pipeline.report import summary
+    from bitpress_workers.local_run import run_local, run_sweep
+    from bitpress_workers.pipeline.report import compared, summary
 
-    text, limit = sys.stdin.read() if str(spec) == "-" else _read(spec), _settings().device_memory_gib
+    asked, limit = _parse(sys.stdin.read() if str(spec) == "-" else _read(spec)), _settings().device_memory_gib
     with ProgressBars(console) as bars:
-        report = run_local(_parse(text), out, lambda progress: bars.update(out.name, progress, JobState.RUNNING), limit)
-    print(report.model_dump_json(indent=1) if as_json else summary(report))
-    console.print(f"The artifact is in {out}.")
+
+        def show(name: str, progress: Progress) -> None:
+            bars.update(name, progress, JobState.RUNNING)
+
+        if isinstance(asked, JobSpec):
+            report = run_local(asked, out, partial(show, out.name), limit)
+        else:
+            comparison = run_sweep(asked, out, show, limit)
+    if isinstance(asked, JobSpec):
+        print(report.model_dump_json(indent=1) if as_json else summary(report))
+        console.print(f"The artifact is in {out}.")
+        return
+    print(comparison.model_dump_json(indent=1) if as_json else compared(comparison))
+    console.print(f"The artifacts are in {out}, one directory for each member.")
+    if any(member.error for member in comparison.members):
+        raise typer.Exit(FAILED)
 
 
 @app.command()
@@ -143,12 +158,12 @@ def _settings() -> Settings:
         raise typer.BadParameter(f"{name}: {first['msg']}") from None
 
 
-def _parse(text: str) -> JobSpec:
+def _parse(text: str) -> JobSpec | SweepSpec:
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
         raise InvalidJob(f"the job spec is not JSON: {error}") from error
-    return parse_spec(data)
+    return parse_submission(data)
 
 
 def main() -> int:

@@ -25,7 +25,7 @@ from bitpress_service.artifactstore import job_key
 from bitpress_service.jobstore import BlockRecord, JobStore, LeaseStatus
 from bitpress_service.redis_jobstore import RedisJobStore
 from bitpress_workers.parent import end_with_parent
-from bitpress_workers.pipeline.run import Pipeline, Site
+from bitpress_workers.pipeline.run import Site, run_job
 from bitpress_workers.ray_fleet import RaySession
 
 RESULT = "result.json"
@@ -125,11 +125,9 @@ def _run(order: Order, recorder: JobRecorder) -> None:
             devices=session.devices().within(order.device_memory_gib),
             make_fleet=session.make_fleet,
             store_url=order.storage_url,
-            key_of=partial(job_key, job.tenant, job.id, order.fence),
-            recorder=recorder,
             scratch=Path(order.scratch) / "restoring",
         )
-        Pipeline(job.spec, site).run()
+        run_job(job.spec, partial(job_key, job.tenant, job.id, order.fence), recorder, site)
 
 
 async def _connect(url: str) -> RedisJobStore:

@@ -1,21 +1,26 @@
-"""`bitpress run SPEC.json --out DIR`: one job in this process, no servers; a directory is the whole state."""
+"""`bitpress run SPEC.json --out DIR`: a job or a sweep in this process, no servers; a directory is the whole state."""
 
 import contextlib
 import fcntl
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from bitpress.artifacts import Report
-from bitpress.errors import Conflict
+from bitpress.artifacts import MANIFEST, REPORT, Manifest, Report
+from bitpress.errors import BitpressError, Conflict
 from bitpress.jobs import Evaluation, JobSpec, Progress
+from bitpress.sweeps import Comparison, SweepSpec
 from bitpress_service.jobstore import BlockRecord
 from bitpress_workers.pipeline.fleet import local_devices, make_local_fleet
+from bitpress_workers.pipeline.member import Member, Members
 from bitpress_workers.pipeline.publish import record_of
-from bitpress_workers.pipeline.run import Pipeline, Site
+from bitpress_workers.pipeline.report import compared
+from bitpress_workers.pipeline.run import Pipeline, Site, run_job
 
 MARKER = "bitpress-run.json"  # there while a run is not finished
+COMPARISON = ("comparison.json", "comparison.md")
 
 
 @dataclass(frozen=True)
@@ -24,11 +29,15 @@ class DirectoryRecorder:
 
     directory: Path
     show: Callable[[Progress], None]
+    key_of: Callable[[str], str] = str
 
     def blocks(self) -> dict[int, BlockRecord]:
         evidence = (self.directory / "blocks").glob("*.json")
         records = (
-            record_of(path.read_bytes(), f"blocks/{path.stem}.safetensors", f"blocks/{path.name}") for path in evidence
+            record_of(
+                path.read_bytes(), self.key_of(f"blocks/{path.stem}.safetensors"), self.key_of(f"blocks/{path.name}")
+            )
+            for path in evidence
         )
         return {record.index: record for record in records}
 
@@ -55,7 +64,77 @@ def run_local(
     """
     directory.mkdir(parents=True, exist_ok=True)
     with _alone(directory):
-        return _run_in(directory, spec, show, device_memory_gib)
+        _open(directory, spec)
+        report = run_job(spec, str, DirectoryRecorder(directory, show), _site(directory, device_memory_gib))
+        (directory / MARKER).unlink()
+        return report
+
+
+def run_sweep(
+    sweep: SweepSpec,
+    directory: Path,
+    show: Callable[[str, Progress], None],
+    device_memory_gib: float | None = None,
+) -> Comparison:
+    """Run a sweep's members into directories of their own, and compare them in comparison.json and comparison.md.
+
+    What an earlier run has finished or left behind is used again. A member that fails does not keep the others.
+    device_memory_gib: as in `run_local`. Raises Conflict when the directory holds anything that is not of this sweep.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    specs = dict(zip(sweep.names(), sweep.specs(), strict=True))
+    with _alone(directory):
+        if foreign := {path.name for path in directory.iterdir()} - {*specs, *COMPARISON}:
+            raise Conflict(f"{directory} holds {', '.join(sorted(foreign))}; choose another directory")
+        results: dict[str, Report | BitpressError | None]
+        results = {name: _finished(directory / name, spec) for name, spec in specs.items()}
+        members = {
+            name: _member(directory, name, number, spec, show)
+            for number, (name, spec) in enumerate(specs.items())
+            if results[name] is None
+        }
+        if members:
+            Pipeline(Members(list(members.values())), _site(directory, device_memory_gib)).run()
+        for name, member in members.items():
+            results[name] = member.report or member.error
+            if member.report:
+                (directory / name / MARKER).unlink()
+        found = {name: (spec, result) for name, spec in specs.items() if (result := results[name])}
+        comparison = Comparison.of(found)
+        for name, text in zip(COMPARISON, (comparison.model_dump_json(indent=1), compared(comparison)), strict=True):
+            (directory / name).write_text(text)
+        return comparison
+
+
+def _member(directory: Path, name: str, number: int, spec: JobSpec, show: Callable[[str, Progress], None]) -> Member:
+    place, key_of = directory / name, partial(_key, name)
+    place.mkdir(exist_ok=True)
+    _open(place, spec)
+    return Member(number, spec, key_of, DirectoryRecorder(place, partial(show, name), key_of))
+
+
+def _key(member: str, file: str) -> str:
+    return f"{member}/{file}"
+
+
+def _finished(directory: Path, spec: JobSpec) -> Report | None:
+    """What a member's directory holds when an earlier run has finished it. Raises Conflict when it is another's."""
+    manifest = directory / MANIFEST
+    if (directory / MARKER).exists() or not manifest.exists():
+        return None
+    done = Manifest.model_validate_json(manifest.read_text()).spec
+    if done.model_copy(update={"devices": spec.devices}) != spec:
+        raise Conflict(f"{directory} holds a finished job with another spec; choose another directory")
+    return Report.model_validate_json((directory / REPORT).read_text())
+
+
+def _site(directory: Path, device_memory_gib: float | None) -> Site:
+    return Site(
+        devices=local_devices().within(device_memory_gib),
+        make_fleet=make_local_fleet,
+        store_url=directory.resolve().as_uri(),
+        scratch=directory.resolve() / ".restoring",
+    )
 
 
 @contextlib.contextmanager
@@ -70,23 +149,6 @@ def _alone(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def _run_in(
-    directory: Path, spec: JobSpec, show: Callable[[Progress], None], device_memory_gib: float | None
-) -> Report:
-    _open(directory, spec)
-    site = Site(
-        devices=local_devices().within(device_memory_gib),
-        make_fleet=make_local_fleet,
-        store_url=directory.resolve().as_uri(),
-        key_of=str,
-        recorder=DirectoryRecorder(directory, show),
-        scratch=directory.resolve() / ".restoring",
-    )
-    report = Pipeline(spec, site).run()
-    (directory / MARKER).unlink()
-    return report
 
 
 def _open(directory: Path, spec: JobSpec) -> None:
@@ -111,7 +173,10 @@ def _check_same_job(marker: Path, spec: JobSpec) -> None:
         found = JobSpec.model_validate_json(marker.read_text())
     except ValueError as error:
         raise Conflict(f"{marker} is not the mark of an interrupted run: {error}") from error
-    # What does not touch the blocks may differ when a run goes on.
-    free: dict[str, object] = {"devices": None, "labels": {}, "evaluation": Evaluation(), "exports": ()}
-    if found.model_copy(update=free) != spec.model_copy(update=free):
+    if _of_blocks(found) != _of_blocks(spec):
         raise Conflict(f"{marker.parent} holds an interrupted job with another spec; choose another directory")
+
+
+def _of_blocks(spec: JobSpec) -> JobSpec:
+    """A spec without what does not touch the blocks, which may differ when a run goes on."""
+    return spec.model_copy(update={"devices": None, "labels": {}, "evaluation": Evaluation(), "exports": ()})

@@ -3,7 +3,7 @@
 import os
 import platform
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from typing import Any, Self
 
@@ -118,6 +118,10 @@ class RayFleet:
         return [self.on(index, method, *args) for index in range(self.size)]
 
     def get(self, refs: Sequence[Ref]) -> list[Any]:
+        values = dict(self.as_completed(refs))
+        return [values[ref] for ref in refs]
+
+    def as_completed(self, refs: Sequence[Ref]) -> Iterator[tuple[Ref, Any]]:
         pending = list(refs)
         while pending:  # not in their order: the others may be waiting for the one that failed
             done, pending = ray.wait(pending)
@@ -128,8 +132,7 @@ class RayFleet:
                 raise causes[0] if causes else error
             if error is not None:
                 raise error
-        values: list[Any] = ray.get(list(refs))
-        return values
+            yield done[0], ray.get(done[0])
 
     def close(self) -> None:
         for actor in self._actors:

@@ -22,7 +22,7 @@ def up(context: typer.Context) -> None:
 
 @app.command(rich_help_panel=MACHINE, context_settings=PASS_ON, add_help_option=False)
 def run(context: typer.Context) -> None:
-    """Run one job in this process, without servers: run SPEC.json --out DIR."""
+    """Run one job, or a sweep, in this process, without servers: run SPEC.json --out DIR."""
     _become_worker("run", context.args)
 
 

@@ -83,6 +83,17 @@ def test_the_owner_alone_gathers_and_its_value_goes_to_all(groups: list[Group], 
             assert_equal(value, value_of(peer))
 
 
+def test_values_go_from_one_to_another_in_order(groups: list[Group]) -> None:
+    def pass_on(rank: int) -> list[Any]:
+        found = [groups[rank].receive(rank - 1) for _ in range(2)] if rank else [value_of(0), value_of(1)]
+        for value in found if rank + 1 < SIZE else ():
+            groups[rank].send(value, rank + 1)
+        return found
+
+    for found in in_threads(pass_on):
+        assert_equal(found, [value_of(0), value_of(1)])
+
+
 def test_threads_hand_over_values_themselves() -> None:
     groups, values = local(), [torch.ones(2) for _ in range(SIZE)]
     for found in in_threads(lambda rank: groups[rank].all_gather(values[rank])):

@@ -130,6 +130,30 @@ def test_what_passes_between_shards_takes_time_where_a_link_is_stated(opt: Path)
     assert linked.seconds == pytest.approx((unlinked.seconds or 0) + (linked.phases["exchange"].seconds or 0))
 
 
+def test_independent_blocks_are_passed_once_or_twice_and_need_all_activations_on_every_device(opt: Path) -> None:
+    rates = Rates(gemm_gflops=50e3, half_gemm_gflops=600e3, loop_gflops=1000)
+    method = SEPTQ | {"propagation": "block"}
+    exact, alone, eight = (
+        plan(spec_of(opt, method, strategy=strategy, devices=devices), H200, rates)
+        for strategy, devices in (("exact", 8), ("independent", 1), ("independent", 8))
+    )
+    one_pass = TOKENS * (2 * 12 * 9216**2 + 4 * 2048 * 9216)
+    assert exact.blocks[0].flops["forward"] == 2 * one_pass
+    assert alone.blocks[0].flops["forward"] == one_pass
+    assert eight.blocks[0].flops["forward"] == int(one_pass * (2 - 1 / 8))
+    # Ranges begin when those before them are passed: the forwards take as long as on one device, all else an eighth.
+    seconds = [{name: phase.seconds for name, phase in report.phases.items()} for report in (alone, eight)]
+    assert seconds[1]["forward"] == pytest.approx(seconds[0]["forward"])
+    assert seconds[1]["hessian"] == pytest.approx(seconds[0]["hessian"] / 8)
+    assert seconds[1]["factor"] == pytest.approx(seconds[0]["factor"] / 8)
+    calibration = {"dataset": "c4", "num_sequences": 64}
+    half = plan(spec_of(opt, method, strategy="independent", devices=8, calibration=calibration))
+    assert eight.peak_device_bytes - half.peak_device_bytes >= TOKENS * 9216  # 2 bytes each, of half the tokens
+    assert eight.bytes_read < exact.bytes_read / 4
+    assert "exchange" not in alone.phases
+    assert eight.phases["exchange"].bytes == 7 * 2 * TOKENS * 9216
+
+
 def test_evaluation_costs_two_passes_and_the_head(opt: Path) -> None:
     evaluation = {"datasets": ["c4"], "max_sequences": 10}
     report = plan(spec_of(opt, SEPTQ, evaluation=evaluation))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bitpress.jobs import ModelSource, parse_spec
 from bitpress_workers.pipeline.exchange import LocalGroup, Meeting
-from bitpress_workers.pipeline.shard import Shard, ShardConfig
+from bitpress_workers.pipeline.shard import Shard, ShardConfig, ShardMethod, stream_name
 
 SLICES = (range(2), range(2, 4), range(4, 5))
 TOKENS_NS = torch.randint(0, 1000, (5, 24), generator=torch.Generator().manual_seed(0))
@@ -30,11 +30,10 @@ def shard_of(model: Path, store: Path, method: dict[str, Any]) -> Shard:
     spec = {"model": {"uri": str(model)}, "method": method, "calibration": {"dataset": "c4"}}
     config = ShardConfig(
         model=ModelSource(uri=str(model)),
-        method=parse_spec(spec).method,
+        methods={0: ShardMethod(parse_spec(spec).method, row_tile=64)},
         device="cpu",
         store_url=store.as_uri(),
         slices=SLICES,
-        row_tile=64,
     )
     return Shard(config, LocalGroup(Meeting(1), 0, torch.device("cpu")))
 
@@ -77,7 +76,7 @@ def test_nothing_of_a_compressed_block_outlives_it(opt_mini: Path, tmp_path: Pat
     trained = name == "ptq161"
     groups = [[batch for piece in SLICES for batch in ([range(n, n + 1) for n in piece] if trained else [piece])]]
     for stream in ("calibration", "reference") if trained else ("calibration",):
-        shard.start(stream, TOKENS_NS, groups)
+        shard.start(stream_name(stream, 0), TOKENS_NS, groups)
     held = []
     for index in range(3):
         shard.load(index)
@@ -85,7 +84,7 @@ def test_nothing_of_a_compressed_block_outlives_it(opt_mini: Path, tmp_path: Pat
         block = weakref.ref(shard._block)
         (train if trained else solve)(shard)
         shard.publish(f"{index}.safetensors")
-        shard.advance("calibration")
+        shard.advance(stream_name("calibration", 0))
         assert tensor_bytes() > held[-1]  # the compressed linears
     shard.load(3)
     held.append(tensor_bytes())

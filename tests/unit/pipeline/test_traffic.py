@@ -15,7 +15,7 @@ from bitpress_workers.numerics.hessian import Gram, GramTree
 from bitpress_workers.pipeline import exchange
 from bitpress_workers.pipeline.exchange import ProcessGroup, join_store, open_store
 from bitpress_workers.pipeline.placement import NUM_SLICES, cut, micro_batches, share
-from bitpress_workers.pipeline.shard import Shard, ShardConfig
+from bitpress_workers.pipeline.shard import Shard, ShardConfig, ShardMethod, stream_name
 from bitpress_workers.pipeline.sizes import model_sizes
 from bitpress_workers.pipeline.traffic import block_traffic, num_nodes
 
@@ -52,11 +52,10 @@ def test_bytes_between_shards(
     slices = cut(SEQUENCES, NUM_SLICES)
     config = ShardConfig(
         model=spec.model,
-        method=spec.method,
+        methods={0: ShardMethod(spec.method, ROW_TILE)},
         device="cpu",
         store_url=tmp_path.as_uri(),
         slices=slices,
-        row_tile=ROW_TILE,
     )
     shards = [Shard(config, group) for group in _over_sockets(size)]
     tokens_NS = torch.arange(SEQUENCES * 16).view(SEQUENCES, 16) % 100
@@ -74,7 +73,7 @@ def test_bytes_between_shards(
             list(threads.map(lambda shard: method(shard, *arguments), shards))
         return sum(received)
 
-    assert of_call(Shard.start, "calibration", tokens_NS, groups) + of_call(Shard.load, 0) == 0
+    assert of_call(Shard.start, stream_name("calibration", 0), tokens_NS, groups) + of_call(Shard.load, 0) == 0
     of_call(Shard.begin_solving)
     for tap, traffic in zip(block.taps, expected, strict=True):
         gathered = of_call(Shard.factorize, [tap.name])

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bitpress.artifacts import LinearDeviation
 from bitpress.formats.base import CompressedLinear
-from bitpress_workers.numerics.hessian import Factor, Gram
+from bitpress_workers.numerics.hessian import Factor, Factoring, Gram
 
 Survey = Any
 Agreement = Any
@@ -77,6 +77,11 @@ class Method(Protocol):
 
     propagation: Literal["block", "tap", "linear"]
     survey_rounds: int
+
+    @property
+    def factoring(self) -> Factoring | None:
+        """What `factor` does to a Hessian, None when it looks at none: methods that agree in it share factors."""
+        ...
 
     def row_tile(self, at_least: int) -> int:
         """Smallest number of rows, `at_least` or more, that shards may be cut at multiples of."""

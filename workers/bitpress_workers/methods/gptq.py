@@ -28,7 +28,7 @@ from bitpress.methods import GPTQConfig
 from bitpress_workers.methods.base import Agreement, SolvedRows, Survey, TapRows, group_deviations
 from bitpress_workers.numerics.column_solver import Columns, solve_columns
 from bitpress_workers.numerics.grid import IntegerZeroGrid, fit_integer_zero, is_too_fine, stack
-from bitpress_workers.numerics.hessian import Factor, Gram, factorize
+from bitpress_workers.numerics.hessian import Factor, Factoring, Gram, factorize
 from bitpress_workers.numerics.kernels import run_solver, search_integer_zero
 
 
@@ -39,12 +39,13 @@ class GPTQ:
         self._config = config
         self._stored_dtype = stored_dtype
         self.propagation = config.propagation
+        self.factoring = Factoring(config.damping, config.order)
 
     def row_tile(self, at_least: int) -> int:
         return at_least + -at_least % ROW_MULTIPLE
 
     def factor(self, gram: Gram) -> Factor:
-        return factorize(gram, damping=self._config.damping, order=self._config.order)
+        return factorize(gram, **vars(self.factoring))
 
     def begin(self, weights: Sequence[Tensor], factor: Factor, row_tile: int) -> "GPTQRows":
         return GPTQRows(self._config, weights, factor, row_tile, self._stored_dtype)

@@ -28,6 +28,7 @@ ROWS_AT_ONCE = 256  # nothing crosses rows: this bounds memory and changes no co
 class RTN:
     propagation: Literal["block", "tap", "linear"] = "block"
     survey_rounds = 0
+    factoring = None
 
     def __init__(self, config: RTNConfig) -> None:
         self._config = config

@@ -35,7 +35,7 @@ from bitpress.methods import SEPTQConfig
 from bitpress_workers.methods.base import SolvedRows, TapRows, group_deviations
 from bitpress_workers.numerics.column_solver import Columns, solve_columns
 from bitpress_workers.numerics.grid import is_too_fine
-from bitpress_workers.numerics.hessian import Factor, Gram, factorize
+from bitpress_workers.numerics.hessian import Factor, Factoring, Gram, factorize
 from bitpress_workers.numerics.kernels import run_solver, search_integer_zero
 
 COLUMNS_AT_ONCE = 1024  # nothing crosses columns there: this bounds memory and changes no bit
@@ -64,12 +64,13 @@ class SEPTQ:
         self._config = config
         self._stored_dtype = stored_dtype
         self.propagation = config.propagation
+        self.factoring = Factoring(config.damping)
 
     def row_tile(self, at_least: int) -> int:
         return at_least + -at_least % ROW_MULTIPLE
 
     def factor(self, gram: Gram) -> Factor:
-        return factorize(gram, damping=self._config.damping)
+        return factorize(gram, **vars(self.factoring))
 
     def begin(self, weights: Sequence[Tensor], factor: Factor, row_tile: int) -> "SEPTQRows":
         return SEPTQRows(self._config, weights, factor, row_tile, self._stored_dtype)

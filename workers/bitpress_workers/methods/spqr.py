@@ -35,7 +35,7 @@ from bitpress_workers.methods.base import SolvedRows, TapRows, group_deviations
 from bitpress_workers.methods.spqr_statistics import records
 from bitpress_workers.numerics.column_solver import Columns, solve_columns
 from bitpress_workers.numerics.grid import RealZeroGrid, fit_real_zero, is_too_fine
-from bitpress_workers.numerics.hessian import Factor, Gram, factorize
+from bitpress_workers.numerics.hessian import Factor, Factoring, Gram, factorize
 from bitpress_workers.numerics.kernels import patched_range, run_solver
 
 
@@ -53,14 +53,14 @@ class SpQR:
         self._config = config
         self._stored_dtype = stored_dtype
         self.propagation = config.propagation
+        self.factoring = Factoring(config.damping, config.order, dead_columns="after damping")
         self.survey_rounds = 0 if config.outlier_threshold is None else 1
 
     def row_tile(self, at_least: int) -> int:
         return at_least + -at_least % lcm(ROW_MULTIPLE, self._config.statistics_group_size)
 
     def factor(self, gram: Gram) -> Factor:
-        config = self._config
-        return factorize(gram, damping=config.damping, order=config.order, dead_columns="after damping")
+        return factorize(gram, **vars(self.factoring))
 
     def begin(self, weights: Sequence[Tensor], factor: Factor, row_tile: int) -> "SpQRRows":
         return SpQRRows(self._config, weights, factor, row_tile, self._stored_dtype)

@@ -194,6 +194,15 @@ class Factor:
         return columns if self.order_I is None else self.order_I[columns]
 
 
+@dataclass(frozen=True)
+class Factoring:
+    """The arguments of `factorize`: equal ones give equal factors of one Hessian."""
+
+    damping: float
+    order: Literal["natural", "activation"] = "natural"
+    dead_columns: Literal["before damping", "after damping"] = "before damping"
+
+
 def unfactored(num_columns: int, device: torch.device, num_tokens: int = 0) -> Factor:
     """Return a Factor for a method that looks at no Hessian: no column is dead to it."""
     dead_I = torch.zeros(num_columns, dtype=torch.bool, device=device)

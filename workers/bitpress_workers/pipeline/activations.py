@@ -1,7 +1,8 @@
 """One shard's sequences on their way through the network, in fixed micro-batches."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -16,10 +17,18 @@ class Activations:
     They have the forward's dtype: the checkpoint's own on accelerators, float32 on CPUs.
     """
 
-    def __init__(self, skeleton: Skeleton, tokens_NS: Tensor, batches: Sequence[range], on_host: bool = False) -> None:
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        tokens_NS: Tensor,
+        batches: Sequence[range],
+        on_host: bool = False,
+        states: Iterator[Tensor] | None = None,
+    ) -> None:
         """Embed the sequences of `batches`, given as ranges of tokens_NS's rows.
 
         on_host: keep them in host memory, and one micro-batch at a time on the device; no bit depends on it.
+        states: hidden states of each micro-batch, further on in the network, that are taken instead.
         """
         self._skeleton, self._on_host = skeleton, on_host
         self._batches = list(batches)
@@ -27,10 +36,10 @@ class Activations:
         self._hidden: list[Tensor] = []
         self._arguments: dict[torch.Size, Arguments] = {}
         for tokens_BS in self._tokens:
-            hidden_BSD, arguments = skeleton.enter(tokens_BS)
-            self._hidden.append(self._kept(hidden_BSD))
             # Masks, positions and the like depend on the shape alone: without padding all sequences are alike.
-            self._arguments.setdefault(tokens_BS.shape, arguments)
+            if states is None or tokens_BS.shape not in self._arguments:
+                hidden_BSD, self._arguments[tokens_BS.shape] = skeleton.enter(tokens_BS)
+            self._hidden.append(self._kept(hidden_BSD if states is None else next(states)))
 
     def __len__(self) -> int:
         """Number of micro-batches."""
@@ -58,12 +67,19 @@ class Activations:
 
     def advance(self, block: Callable[..., Any], block_index: int) -> bool:
         """Replace every micro-batch by the block's output. Returns whether all of it is finite."""
-        finite = True
-        for batch in range(len(self._batches)):
-            hidden_BSD = self.forward(block, block_index, batch)
-            finite = finite and bool(torch.isfinite(hidden_BSD).all())
-            self._hidden[batch] = self._kept(hidden_BSD)
-        return finite
+        return all(self.step(block, block_index, batch) for batch in range(len(self._batches)))
+
+    def step(self, block: Callable[..., Any], block_index: int, batch: int) -> bool:
+        """Replace one micro-batch by the block's output. Returns whether all of it is finite."""
+        hidden_BSD = self.forward(block, block_index, batch)
+        self._hidden[batch] = self._kept(hidden_BSD)
+        return bool(torch.isfinite(hidden_BSD).all())
+
+    def branch(self) -> Self:
+        """A second stream that starts where this one is; what neither has passed yet is held once."""
+        branch = copy(self)
+        branch._hidden = list(self._hidden)
+        return branch
 
     def score(self) -> list[float]:
         """Mean negative log-likelihood of each window's S - 1 next-token predictions, float32.

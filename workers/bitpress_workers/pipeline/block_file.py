@@ -1,15 +1,49 @@
-"""A published block as bytes: one safetensors file, the headers of its compressed linears in its metadata."""
+"""A published block: one safetensors file, the headers of its compressed linears in its metadata."""
 
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from bitpress.errors import ArtifactError
+from bitpress.errors import ArtifactError, StoreError
 from bitpress.formats import CompressedLinear, Header, from_tensors
+from bitpress_service.artifactstore import ArtifactStore
+
+
+@dataclass(frozen=True)
+class Published:
+    """A file that a shard put into the object store."""
+
+    sha256: str
+    bytes: int
+    tensors: tuple[str, ...]
+    headers: dict[str, dict[str, Any]]
+
+
+def put_block(
+    store: ArtifactStore, key: str, tensors: Mapping[str, Tensor], headers: Mapping[str, Header]
+) -> Published:
+    """Write a file into the object store; headers: of compressed linears, by full name."""
+    data = write_block(tensors, headers)
+    try:
+        store.put_bytes(key, data)
+    except StoreError:
+        if not _holds(store, key, data):
+            raise
+    return Published(hashlib.sha256(data).hexdigest(), len(data), tuple(sorted(tensors)), dict(headers))
+
+
+def _holds(store: ArtifactStore, key: str, data: bytes) -> bool:
+    """Whether a shard that was lost before it could say so has written the very same object."""
+    try:
+        return store.get_bytes(key) == data
+    except StoreError:
+        return False
 
 
 def write_block(tensors: Mapping[str, Tensor], headers: Mapping[str, Header]) -> bytes:
@@ -33,6 +67,11 @@ def read_linears(data: bytes, sha256: str, key: str) -> dict[str, CompressedLine
         stored.pop("bias", None)
         linears[name] = from_tensors(header, stored)
     return linears
+
+
+def chain_link(chain: str, weights: str) -> str:
+    """The hash chain's next link: over all before it and what comes now, both as hexadecimal."""
+    return hashlib.sha256(f"{chain} {weights}".encode()).hexdigest()
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:

@@ -1,79 +1,140 @@
-"""The block loop: one block in hand at a time, compressed, published, and passed through."""
+"""The block loop: one block in hand at a time; each member compresses, publishes and passes it."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 
-from bitpress.artifacts import BlockReport
+from torch import Tensor
+
 from bitpress.jobs import canonical_json
 from bitpress_service.jobstore import BlockRecord
+from bitpress_workers.pipeline.block_file import Published, chain_link
 from bitpress_workers.pipeline.fleet import Fleet
+from bitpress_workers.pipeline.member import Member, Members
+from bitpress_workers.pipeline.placement import micro_batches, share
 from bitpress_workers.pipeline.plan import Plan
 from bitpress_workers.pipeline.progress import ProgressMeter
 from bitpress_workers.pipeline.publish import Publisher, Sidecar, block_name
-from bitpress_workers.pipeline.shard import Published, Shard
-from bitpress_workers.pipeline.solving import Solver
+from bitpress_workers.pipeline.shard import Shard, stream_name
+from bitpress_workers.pipeline.solving import Solved, Solver
+
+
+@dataclass
+class Track:
+    """One member's way through all blocks: where what it makes goes, and what is there.
+
+    root: the start of the hash chain over all that determines a block's bytes: tokens, method, versions.
+    """
+
+    member: Member
+    publisher: Publisher
+    meter: ProgressMeter
+    root: str
+    published: dict[int, tuple[BlockRecord, Sidecar]] = field(init=False)
+    records: dict[int, tuple[BlockRecord, Sidecar]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.published = self.publisher.published()
+
+    def reuse(self, index: int, chain: str) -> BlockRecord:
+        """Take what an earlier attempt has published. Raises Conflict when it was made from something else."""
+        self.publisher.check_same_job(self.published[index][1], chain)
+        self.records[index] = self.published[index]
+        return self.records[index][0]
+
+    def publish(self, index: int, chain: str, file: Published, solved: Solved, seconds: float) -> None:
+        """Publish the evidence of a block whose file lies in the store, and record both."""
+        sidecar = Sidecar(
+            chain=chain,
+            report=solved.report(index, file, seconds),
+            tensors=file.tensors,
+            headers=file.headers,
+            ledger=tuple(solved.ledger),
+        )
+        record = self.publisher.block(self.publisher.key_of(block_name(index)), sidecar)
+        self.records[index] = (record, sidecar)
+
+    def in_order(self) -> list[tuple[BlockRecord, Sidecar]]:
+        return [self.records[index] for index in sorted(self.records)]
+
+
+class Way:
+    """A member's way through the blocks with all shards: its own streams of activations, its own hash chain."""
+
+    def __init__(self, fleet: Fleet, track: Track, solver: Solver) -> None:
+        self.track, self._fleet, self._solver, self._chain = track, fleet, solver, track.root
+
+    def start(self, tokens: Tensor) -> None:
+        """Embed the calibration sequences."""
+        self._take_up()
+        groups = calibration_groups(self.track.member.plan, self._fleet.size)
+        for stream in self._solver.streams:
+            self._fleet.get(self._fleet.all(Shard.start, self._named(stream), tokens, groups))
+
+    def take(self, index: int, weights: str, shared_seconds: float) -> None:
+        """Compress the block in hand, or reuse what is published, and pass it.
+
+        weights: the dense block's hash. shared_seconds: since it began to be loaded.
+        """
+        started, track, fleet = time.monotonic(), self.track, self._fleet
+        track.meter.block(index)
+        self._take_up()
+        self._chain = chain_link(self._chain, weights)
+        self._solver.enter()
+        if index in track.published:
+            record = track.reuse(index, self._chain)
+            fleet.get(fleet.all(Shard.prefetch))
+            fleet.get(fleet.all(Shard.install_published, record.key, record.sha256))
+        else:
+            solved = self._solver.solve(index)
+            file: Published = fleet.get([fleet.on(0, Shard.publish, track.publisher.key_of(block_name(index)))])[0]
+            track.publish(index, self._chain, file, solved, shared_seconds + time.monotonic() - started)
+        if index + 1 < len(track.member.plan.blocks):
+            fleet.get(fleet.all(Shard.advance, self._named("calibration")))
+
+    def stop(self) -> None:
+        for stream in self._solver.streams:
+            self._fleet.get(self._fleet.all(Shard.stop, self._named(stream)))
+
+    def _take_up(self) -> None:
+        self._fleet.get(self._fleet.all(Shard.take_up, self.track.member.number))
+
+    def _named(self, stream: str) -> str:
+        return stream_name(stream, self.track.member.number)
 
 
 @dataclass
 class BlockLoop:
-    """Compresses all blocks of one model, in order.
-
-    Given to every block: the hash chain over all that determines its bytes. `root` is the chain's
-    start: tokens, method and version.
-    """
+    """Compresses all blocks of one model, in order: each is loaded once, for all members that are left."""
 
     fleet: Fleet
-    plan: Plan
-    solver: Solver
-    publisher: Publisher
-    meter: ProgressMeter
-    root: str
-    records: list[tuple[BlockRecord, Sidecar]] = field(default_factory=list)
+    members: Members
+    ways: Sequence[Way]
 
-    def run(self) -> list[tuple[BlockRecord, Sidecar]]:
+    def run(self) -> None:
         """Compress every block that no earlier attempt has published. The fleet's shards hold the embedded tokens."""
-        published = self.publisher.published()
-        chain = self.root
-        for index in range(len(self.plan.blocks)):
+        for index in range(len(self.ways[0].track.member.plan.blocks)):
             started = time.monotonic()
-            self.meter.block(index)
             self.fleet.get(self.fleet.all(Shard.load, index))
             weights = self.fleet.get([self.fleet.on(0, Shard.fingerprint)])[0]
-            chain = sha256(f"{chain} {weights}".encode()).hexdigest()
-            self.solver.enter()
-            if index in published:
-                record, sidecar = published[index]
-                self.publisher.check_same_job(sidecar, chain)
-                self.fleet.get(self.fleet.all(Shard.prefetch))
-                self.fleet.get(self.fleet.all(Shard.install_published, record.key, record.sha256))
-            else:
-                record, sidecar = self._compress(index, chain, started)
-            self.records.append((record, sidecar))
-            if index + 1 < len(self.plan.blocks):
-                self.fleet.get(self.fleet.all(Shard.advance, "calibration"))
-        return self.records
+            loading = time.monotonic() - started
+            for way in self.ways:
+                if way.track.member.error is None:
+                    with self.members.part(way.track.member, on_shards=True):
+                        way.take(index, weights, loading)
 
-    def _compress(self, index: int, chain: str, started: float) -> tuple[BlockRecord, Sidecar]:
-        solved = self.solver.solve(index)
-        key = self.publisher.key_of(block_name(index))
-        published: Published = self.fleet.get([self.fleet.on(0, Shard.publish, key)])[0]
-        report = BlockReport(
-            index=index,
-            sha256=published.sha256,
-            bytes=published.bytes,
-            seconds=time.monotonic() - started,
-            linears=tuple(solved.linears),
-            training_losses=solved.training_losses,
-        )
-        sidecar = Sidecar(
-            chain=chain,
-            report=report,
-            tensors=published.tensors,
-            headers=published.headers,
-            ledger=tuple(solved.ledger),
-        )
-        return self.publisher.block(key, sidecar), sidecar
+
+def calibration_groups(plan: Plan, num_shards: int) -> list[list[range]]:
+    """Micro-batches of each shard: whole slices, each cut for itself."""
+    return [
+        [
+            batch
+            for piece in share(len(plan.slices), num_shards, shard)
+            for batch in micro_batches(plan.slices[piece], plan.micro_batch)
+        ]
+        for shard in range(num_shards)
+    ]
 
 
 def chain_root(**facts: object) -> str:

@@ -7,9 +7,9 @@ from pathlib import Path
 from bitpress.artifacts import REPORT, ArtifactFile, Report
 from bitpress.jobs import JobSpec
 from bitpress_service.jobstore import BlockRecord
+from bitpress_workers.pipeline.block_file import Published
 from bitpress_workers.pipeline.publish import Publisher, Sidecar, block_name, sidecar_name
 from bitpress_workers.pipeline.report import to_markdown
-from bitpress_workers.pipeline.shard import Published
 
 OUTER = "skeleton.safetensors"
 INDEX = "model.safetensors.index.bitpress.json"

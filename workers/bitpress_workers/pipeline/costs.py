@@ -40,7 +40,9 @@ class Cost:
             mine.update({phase: times * flops for phase, flops in theirs.items()})
 
 
-def block_cost(spec: JobSpec, sizes: ModelSizes, block: BlockSizes, num_windows: int, kind: str) -> Cost:
+def block_cost(
+    spec: JobSpec, sizes: ModelSizes, block: BlockSizes, num_windows: int, kind: str, num_shards: int
+) -> Cost:
     """What one block costs, evaluation included; the last block is taken for one that is passed through."""
     cost, calibration = Cost(), spec.calibration
     tokens = calibration.num_sequences * calibration.sequence_length
@@ -48,8 +50,7 @@ def block_cost(spec: JobSpec, sizes: ModelSizes, block: BlockSizes, num_windows:
     if isinstance(spec.method, PTQ161Config):
         _train(cost, spec.method, block, forward, calibration.num_sequences)
     else:
-        stages = 1 if _propagation(spec.method) == "block" else len(block.stages)
-        cost.products["forward"] = (stages + 1) * forward
+        cost.products["forward"] = int(_passes(spec, block, num_shards) * forward)
         for tap in block.taps:
             _solve(cost, spec.method, block, tap, tokens * (sizes.expert_share if tap.routed else 1), kind)
     if num_windows:
@@ -88,6 +89,13 @@ def row_share(block: BlockSizes, row_tile: int, num_shards: int) -> float:
         waited += columns**2 * max(sum(map(len, of_shard.values())) for of_shard in shards)
         total += columns**2 * sum(rows.values())
     return waited / total
+
+
+def _passes(spec: JobSpec, block: BlockSizes, num_shards: int) -> float:
+    """Forwards of all sequences: an independent block is passed with its Hessians, most once more to look ahead."""
+    if spec.strategy == "independent":
+        return 2 - 1 / num_shards
+    return 2 if _propagation(spec.method) == "block" else len(block.stages) + 1
 
 
 def hessian_flops(num_columns: int, num_tokens: float, kind: str) -> int:

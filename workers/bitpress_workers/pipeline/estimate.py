@@ -5,7 +5,7 @@ of their own, as on Ray; in one process they share what has no shard's name here
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -49,7 +49,7 @@ class Estimate:
     """What one job's moments are computed from.
 
     num_windows: how many are evaluated, of all datasets. offloaded: accelerators hold one micro-batch of the
-    activations, going in and coming out, the host all of them.
+    activations, going in and coming out, the host all of them. num_members: of the sweep that the job belongs to.
     """
 
     spec: JobSpec
@@ -59,6 +59,7 @@ class Estimate:
     kind: str
     num_shards: int
     offloaded: bool = False
+    num_members: int = 1
 
     def memory(self) -> Memory:
         """The largest moment of all."""
@@ -80,7 +81,13 @@ class Estimate:
             if index and block.shape == self.sizes.blocks[index - 1].shape:
                 continue
             weights = self.width * block.num_weights
+            if self.num_members > 1:  # as it was before a member changed it; or all members' codes, of 8 bits at most
+                weights += self.num_members * block.num_weights if self._alone else weights
             yield Moment("reading", index, calibration + self._each(max(weights, block.stored_bytes)))
+            if self._hands_over:
+                second = 0 if self.offloaded else self._activations(calibrating=True) // self.num_shards
+                passing = self._ahead + second + weights + self._forward(block, calibrating=True)
+                yield Moment("handing over", index, calibration + self._each(passing))
             for name, by_shard in self._compressing(block):
                 held = sum(by_shard) if self.kind == "cpu" else max(by_shard)
                 yield Moment(name, index, calibration + self._each(weights) + held)
@@ -116,7 +123,18 @@ class Estimate:
     def _pinned(self, *, calibrating: bool) -> int:
         """Activations of all shards in host memory; torch rounds what it pins up to powers of two."""
         one = max(self._micro_batch(calibrating=calibrating), 1)
-        return -(-self._activations(calibrating=calibrating) // one) * (1 << (one - 1).bit_length())
+        num_batches = -(-self._activations(calibrating=calibrating) // one)
+        return (2 if calibrating and self._hands_over else 1) * num_batches * (1 << (one - 1).bit_length())
+
+    @property
+    def _hands_over(self) -> bool:
+        """Whether a shard looks ahead, for which it takes a second stream of activations."""
+        return self._alone and self.num_shards > 1
+
+    @property
+    def _alone(self) -> bool:
+        """Whether a shard calibrates its blocks alone, for all members at once."""
+        return self.spec.strategy == "independent"
 
     @property
     def _ahead(self) -> int:
@@ -134,6 +152,10 @@ class Estimate:
     def _compressing(self, block: BlockSizes) -> Iterator[tuple[str, list[int]]]:
         """Moments with what each shard has beyond the block."""
         method, shards = self.method, range(self.num_shards)
+        if self._hands_over:  # each as if there were no other, and all at the same time
+            for name, (held,) in replace(self, num_shards=1)._compressing(block):
+                yield name, [held for _ in shards]
+            return
         if isinstance(method, BlockMethod):
             length = self.spec.calibration.sequence_length
             training = self._ahead + _training_bytes(block.num_weights, self.sizes, length)
@@ -210,10 +232,12 @@ class Estimate:
         """Of all shards together."""
         calibration, evaluation = self.spec.calibration, self.spec.evaluation
         if calibrating:
-            streams = 3 if isinstance(self.method, BlockMethod) else 1
+            streams = (
+                3 if isinstance(self.method, BlockMethod) else self.num_shards if self._alone else self.num_members
+            )
             tokens = streams * calibration.num_sequences * calibration.sequence_length
         else:
-            tokens = 2 * self.num_windows * evaluation.sequence_length
+            tokens = (1 + self.num_members) * self.num_windows * evaluation.sequence_length
         return self.width * tokens * self.sizes.hidden_size
 
     def _all(self, shared_out: int, in_each: int) -> int:

@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Callable
 from datetime import timedelta
+from queue import SimpleQueue
 from threading import Barrier, BrokenBarrierError
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ from bitpress_workers.pipeline.packing import flatten, header_of, read_header, r
 
 PEER_SECONDS = 7200.0  # a shard without a slice waits for the others' forwards: on CPUs these may take an hour
 TAG = 0
+_LEFT = object()  # in a box of a meeting that somebody left
 
 
 class PeerLost(WorkerLost):
@@ -51,12 +53,21 @@ class Group(Protocol):
         """Return all shards' values, in their order."""
         ...
 
+    def send(self, value: Any, peer: int) -> None:
+        """Hand a value to one other shard, which is to call `receive`."""
+        ...
+
+    def receive(self, peer: int) -> Any:
+        """Return the next value that another shard sends to this one."""
+        ...
+
 
 class Meeting:
     """Where the shards of one process meet."""
 
     def __init__(self, size: int) -> None:
         self.values: list[Any] = [None] * size
+        self._boxes = {(sender, reader): SimpleQueue[Any]() for sender in range(size) for reader in range(size)}
         self._barrier = Barrier(size)
         self._error: BaseException | None = None
 
@@ -67,10 +78,24 @@ class Meeting:
         except BrokenBarrierError:
             raise self._error or PeerLost("the fleet was closed") from None
 
+    def put(self, value: Any, sender: int, reader: int) -> None:
+        self._boxes[sender, reader].put(value)
+
+    def take(self, sender: int, reader: int) -> Any:
+        """Wait for the next value. Raises the error that a shard left with."""
+        box = self._boxes[sender, reader]
+        value = box.get()
+        if value is _LEFT:
+            box.put(value)
+            raise self._error or PeerLost("the fleet was closed")
+        return value
+
     def leave(self, error: BaseException | None = None) -> None:
         """Let nobody wait any longer; the first error becomes that of all."""
         self._error = self._error or error
         self._barrier.abort()
+        for box in self._boxes.values():
+            box.put(_LEFT)
 
 
 class LocalGroup:
@@ -89,6 +114,12 @@ class LocalGroup:
 
     def all_gather(self, value: Any) -> list[Any]:
         return [self._here(value) for value in self._exchange(value)]
+
+    def send(self, value: Any, peer: int) -> None:
+        self._meeting.put(value, self.rank, peer)
+
+    def receive(self, peer: int) -> Any:
+        return self._here(self._meeting.take(peer, self.rank))
 
     def _exchange(self, value: Any) -> list[Any]:
         self._meeting.values[self.rank] = value
@@ -126,9 +157,9 @@ class ProcessGroup:
 
     def gather(self, value: Any, owner: int) -> list[Any]:
         if self.rank != owner:
-            self._send(value, owner, lambda backend, tensor: backend.send([tensor], owner, TAG))
+            self.send(value, owner)
             return []
-        return [value if peer == owner else self._receive_from(peer) for peer in range(self.size)]
+        return [value if peer == owner else self.receive(peer) for peer in range(self.size)]
 
     def broadcast(self, value: Any, owner: int) -> Any:
         def move(backend: Any, tensor: Tensor) -> Any:
@@ -144,7 +175,10 @@ class ProcessGroup:
     def all_gather(self, value: Any) -> list[Any]:
         return [self.broadcast(value, owner) for owner in range(self.size)]
 
-    def _receive_from(self, peer: int) -> Any:
+    def send(self, value: Any, peer: int) -> None:
+        self._send(value, peer, lambda backend, tensor: backend.send([tensor], peer, TAG))
+
+    def receive(self, peer: int) -> Any:
         return self._receive(peer, lambda backend, tensor: backend.recv([tensor], peer, TAG))
 
     def _send(self, value: Any, peer: int, move: Move) -> None:

@@ -5,8 +5,8 @@ called on all of them. A reference may also be an argument of a later call and i
 that what one shard hands to another does not visit the caller.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any, Protocol
 
 import torch
@@ -34,6 +34,10 @@ class Fleet(Protocol):
 
     def get(self, refs: Sequence[Ref]) -> list[Any]:
         """Wait for values; raises the first error as it was raised on its shard. The fleet is of no use then."""
+        ...
+
+    def as_completed(self, refs: Sequence[Ref]) -> Iterator[tuple[Ref, Any]]:
+        """Yield references with their values as they come; raises as `get` does."""
         ...
 
     def close(self) -> None:
@@ -78,10 +82,10 @@ class LocalFleet:
         return [self.on(index, method, *args) for index in range(self.size)]
 
     def get(self, refs: Sequence[Ref]) -> list[Any]:
-        try:
-            return [ref.result() for ref in refs]
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory(f"a device ran out of memory: {error}") from error
+        return [_value(ref) for ref in refs]
+
+    def as_completed(self, refs: Sequence[Ref]) -> Iterator[tuple[Ref, Any]]:
+        return ((ref, _value(ref)) for ref in as_completed(refs))
 
     def close(self) -> None:
         self._meeting.leave()
@@ -97,6 +101,13 @@ class LocalFleet:
         except BaseException as error:
             self._meeting.leave(error)  # the other shards may wait for this one
             raise
+
+
+def _value(ref: Future[Any]) -> Any:
+    try:
+        return ref.result()
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(f"a device ran out of memory: {error}") from error
 
 
 def _resolve(arg: Any) -> Any:

@@ -50,7 +50,7 @@ def outlook(spec: JobSpec, devices: Devices, rates: Rates | None, rates_from: Ra
     sizes = model_sizes(outline, checkpoint)
     num_windows, assumptions = evaluated_windows(spec.evaluation)
     plan = make_plan(spec, create(spec.method), sizes, num_windows, devices)
-    cost = job_cost(spec, sizes, num_windows, devices.kind)
+    cost = job_cost(spec, sizes, num_windows, devices.kind, plan.num_shards)
     phases = _phases(spec, plan, num_windows, cost, rates, devices.kind) | _exchange(
         spec, plan, sizes, rates, devices.kind
     )
@@ -60,6 +60,9 @@ def outlook(spec: JobSpec, devices: Devices, rates: Rates | None, rates_from: Ra
     outer = sum(tensor.bytes for tensor in sizes.outer.values())
     passes = 2 if getattr(spec.method, "preprocessing", None) else 1
     evaluated = stored + sum(files) if num_windows else 0
+    calibrated = plan.num_shards * passes * stored
+    if spec.strategy == "independent":  # every block by its own shard, all but the last range's twice
+        calibrated = 2 * stored - stored // plan.num_shards
     return PlanReport(
         spec=spec,
         devices=PlannedDevices(
@@ -74,7 +77,7 @@ def outlook(spec: JobSpec, devices: Devices, rates: Rates | None, rates_from: Ra
         phases=phases,
         flops=sum(phase.flops for phase in phases.values()),
         seconds=sum(seconds) if seconds else None,
-        bytes_read=plan.num_shards * (outer + passes * stored + evaluated),
+        bytes_read=plan.num_shards * (outer + evaluated) + calibrated,
         bytes_written=passes * sum(files) + outer_bytes(sizes),
         peak_device_bytes=plan.memory.device_bytes,
         peak_host_bytes=plan.memory.host_bytes,
@@ -87,11 +90,11 @@ def outlook(spec: JobSpec, devices: Devices, rates: Rates | None, rates_from: Ra
     )
 
 
-def job_cost(spec: JobSpec, sizes: ModelSizes, num_windows: int, kind: str) -> Cost:
+def job_cost(spec: JobSpec, sizes: ModelSizes, num_windows: int, kind: str, num_shards: int) -> Cost:
     """Of all blocks, and of what goes through the whole model."""
     cost = Cost()
     for block, indices in _shapes(sizes):
-        cost.add(block_cost(spec, sizes, block, num_windows, kind), len(indices))
+        cost.add(block_cost(spec, sizes, block, num_windows, kind, num_shards), len(indices))
     if restoring := restoring_flops(spec, sizes, DOCUMENT_TOKENS, DOCUMENTS_PER_STEP):
         cost.add(cost)  # the first pass
         cost.products["restoring"] = restoring
@@ -132,7 +135,7 @@ def _blocks(
     moments = list(Estimate(spec, create(spec.method), sizes, num_windows, kind, num_shards).moments())
     planned = []
     for block, indices in _shapes(sizes):
-        cost = block_cost(spec, sizes, block, num_windows, kind)
+        cost = block_cost(spec, sizes, block, num_windows, kind, num_shards)
         planned.append(
             PlannedBlocks(
                 blocks=tuple(indices),
@@ -168,6 +171,11 @@ def _phases(
         "evidence": in_tiles,
         "evaluation": _longest(windows, plan.num_shards),
     }  # training steps come one after the other
+    if spec.strategy == "independent":
+        blocks = _longest(len(plan.blocks), plan.num_shards)
+        # Ranges begin one after the other, so that all blocks are passed before the last one is.
+        longest |= {"forward": 1 / (2 - 1 / plan.num_shards)}
+        longest |= dict.fromkeys(("hessian", "factor", "solve", "evidence"), blocks)
     half = rates and kind != "cpu" and not isinstance(create(spec.method), BlockMethod)
     phases: dict[str, PhaseCost] = {}
     for phase in cost.products | cost.elementwise:
@@ -183,16 +191,32 @@ def _phases(
 
 def _exchange(spec: JobSpec, plan: Plan, sizes: ModelSizes, rates: Rates | None, kind: str) -> dict[str, PhaseCost]:
     """What passes between shards while blocks are solved; empty for one shard."""
+    if spec.strategy == "independent":
+        total = through_one_link = _handed_over(spec, plan, sizes, kind)
+    else:
+        total, through_one_link = _gathered(spec, plan, sizes, kind)
+    if not total:
+        return {}
+    seconds = 8 * through_one_link / rates.link_gigabits / 1e9 if rates and rates.link_gigabits else None
+    return {"exchange": PhaseCost(flops=0, seconds=seconds, bytes=total)}
+
+
+def _handed_over(spec: JobSpec, plan: Plan, sizes: ModelSizes, kind: str) -> int:
+    """All hidden states, once over each border of two ranges, one border after the other."""
+    tokens = spec.calibration.num_sequences * spec.calibration.sequence_length
+    width = Estimate(spec, create(spec.method), sizes, 0, kind, plan.num_shards).width
+    return (plan.num_shards - 1) * width * tokens * sizes.hidden_size
+
+
+def _gathered(spec: JobSpec, plan: Plan, sizes: ModelSizes, kind: str) -> tuple[int, int]:
+    """Grams, factors and rows of all taps: in all, and through the link that most passes through."""
     total, through_one_link = 0, 0
     passes = 2 if getattr(spec.method, "preprocessing", None) else 1
     for block, indices in _shapes(sizes):
         for tap in block_traffic(spec.method, block, len(plan.slices), plan.row_tile, plan.num_shards, kind):
             total += passes * len(indices) * tap.total(plan.num_shards)
             through_one_link += passes * len(indices) * tap.through_one_link
-    if not total:
-        return {}
-    seconds = 8 * through_one_link / rates.link_gigabits / 1e9 if rates and rates.link_gigabits else None
-    return {"exchange": PhaseCost(flops=0, seconds=seconds, bytes=total)}
+    return total, through_one_link
 
 
 def _longest(num_pieces: int, num_shards: int) -> float:

@@ -65,9 +65,14 @@ class Plan:
 
 
 def make_plan(
-    spec: JobSpec, method: Method | BlockMethod, sizes: ModelSizes, num_windows: int, devices: Devices
+    spec: JobSpec,
+    method: Method | BlockMethod,
+    sizes: ModelSizes,
+    num_windows: int,
+    devices: Devices,
+    num_members: int = 1,
 ) -> Plan:
-    """Plan a job; num_windows: how many are evaluated, of all datasets.
+    """Plan a job; num_windows: how many are evaluated, of all datasets; num_members: of the sweep that it belongs to.
 
     Raises InvalidJob when more accelerators are asked for than there are, OutOfMemory when the
     estimate does not fit, with both numbers and the smallest change of the spec that does.
@@ -77,9 +82,9 @@ def make_plan(
         raise InvalidJob(f"the job asks for {num_shards} devices; there are {devices.count}")
     calibration, tile = spec.calibration, ROW_TILE[devices.kind]
     one_by_one = isinstance(method, BlockMethod)  # a training step sees one sequence
-    memory, offloaded = _memory(spec, method, sizes, num_windows, devices)
+    memory, offloaded = _memory(spec, method, sizes, num_windows, devices, num_members)
     if excess := _excess(memory, devices):
-        change = _smallest_change(spec, method, sizes, num_windows, devices)
+        change = _smallest_change(spec, method, sizes, num_windows, devices, num_members)
         raise OutOfMemory(f"the job needs about {excess} ({memory.moment}); {change}")
     return Plan(
         num_shards=num_shards,
@@ -93,10 +98,16 @@ def make_plan(
 
 
 def _memory(
-    spec: JobSpec, method: Method | BlockMethod, sizes: ModelSizes, num_windows: int, devices: Devices
+    spec: JobSpec,
+    method: Method | BlockMethod,
+    sizes: ModelSizes,
+    num_windows: int,
+    devices: Devices,
+    num_members: int = 1,
 ) -> tuple[Memory, bool]:
     """What a job takes, and whether its activations have to wait in host memory; if that helps, they do."""
-    estimate = Estimate(spec, method, sizes, num_windows, devices.kind, spec.devices or devices.count)
+    num_shards = spec.devices or devices.count
+    estimate = Estimate(spec, method, sizes, num_windows, devices.kind, num_shards, num_members=num_members)
     memory = estimate.memory()
     if memory.device_bytes > devices.memory_bytes:
         offloaded = replace(estimate, offloaded=True).memory()
@@ -116,18 +127,25 @@ def _excess(memory: Memory, devices: Devices) -> str:
 
 
 def _smallest_change(
-    spec: JobSpec, method: Method | BlockMethod, sizes: ModelSizes, num_windows: int, devices: Devices
+    spec: JobSpec,
+    method: Method | BlockMethod,
+    sizes: ModelSizes,
+    num_windows: int,
+    devices: Devices,
+    num_members: int,
 ) -> str:
     """Try single changes: first those that leave the result as it is, then those that cost least of it."""
 
     def fits(changed: JobSpec, windows: int) -> bool:
-        return not _excess(_memory(changed, method, sizes, windows, devices)[0], devices)
+        return not _excess(_memory(changed, method, sizes, windows, devices, num_members)[0], devices)
 
     for shards in _other_shards(spec, devices):
         if fits(spec.model_copy(update={"devices": shards}), num_windows):
             return f'it fits with "devices": {shards}'
     if windows := _most(num_windows - 1, lambda windows: fits(spec, windows)):
         return f"it fits with {windows} windows evaluated in all, not {num_windows} (evaluation.max_sequences)"
+    if num_members > 1 and not _excess(_memory(spec, method, sizes, num_windows, devices)[0], devices):
+        return "it fits as a job of its own, and with fewer methods in one sweep"
     calibration = spec.calibration
 
     def shorter(sequences: int) -> JobSpec:

@@ -57,11 +57,9 @@ class Publisher:
     recorder: Recorder
 
     def published(self) -> dict[int, tuple[BlockRecord, Sidecar]]:
-        """Blocks of earlier attempts with their evidence, as far as they follow on each other without a gap."""
-        records = self.recorder.blocks()
+        """Blocks of earlier attempts with their evidence; those of independent strategy come in any order."""
         found: dict[int, tuple[BlockRecord, Sidecar]] = {}
-        while (index := len(found)) in records:
-            record = records[index]
+        for index, record in sorted(self.recorder.blocks().items()):
             sidecar = Sidecar.model_validate_json(self._verified(record.sidecar_key, record.sidecar_sha256))
             found[index] = (record, sidecar)
         return found

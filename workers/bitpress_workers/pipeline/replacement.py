@@ -7,7 +7,7 @@ from typing import TypeVar
 from bitpress.artifacts import LedgerEntry
 from bitpress.errors import WorkerLost
 from bitpress_workers.pipeline.fleet import Fleet
-from bitpress_workers.pipeline.publish import Recorder
+from bitpress_workers.pipeline.member import Members
 
 MAX_LOSSES = 3  # without a new block between them
 
@@ -24,7 +24,7 @@ class LastingFleet:
 
     make: Callable[[int, int], Fleet]
     size: int
-    recorder: Recorder
+    members: Members
     losses: list[LedgerEntry] = field(default_factory=list)
     _fleet: Fleet | None = None
     _blocks: int = -1
@@ -47,11 +47,11 @@ class LastingFleet:
             fleet.close()
 
     def _count(self, error: WorkerLost) -> None:
-        blocks = len(self.recorder.blocks())
+        blocks = len(self.members.blocks())
         self._losses_since_block = self._losses_since_block + 1 if blocks == self._blocks else 1
         self._blocks = blocks
         if self._losses_since_block > MAX_LOSSES:
             raise error
         where = f"after {blocks} blocks"
         self.losses.append(LedgerEntry(kind="worker-replaced", where=where, detail=error.message))
-        self.recorder.log(f"{where}: {error.message}; the shards are made anew and go on from there")
+        self.members.log(f"{where}: {error.message}; the shards are made anew and go on from there")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from bitpress.artifacts import BlockReport, LedgerEntry, LinearReport, PerplexityReport, Report
 from bitpress.jobs import JobSpec
+from bitpress.sweeps import Comparison, MemberResult
 from bitpress_workers.pipeline.publish import Sidecar
 
 LIBRARIES = ("bitpress", "torch", "transformers", "safetensors", "ray", "datasets")
@@ -93,6 +94,38 @@ def summary(report: Report) -> str:
         f"Calibration: `{spec.calibration.model_dump_json()}`",
     ]  # fmt: skip
     return "\n\n".join(parts)
+
+
+def compared(comparison: Comparison) -> str:
+    """A sweep's members side by side, as a page; the smallest first."""
+    datasets = list(comparison.dense)
+    head = [
+        "member",
+        "bits per weight",
+        *(f"perplexity, {name}" for name in datasets),
+        "mean relative error",
+        "seconds",
+    ]
+    dense = ["dense", "", *(f"{value:.4f}" for value in comparison.dense.values()), "", ""]
+    parts = [
+        "# Comparison",
+        _table(head, [dense, *(_member_row(member, datasets) for member in comparison.members)]),
+        "Seconds: of solving this member's linears alone; all else was shared.",
+        "\n".join(f"* {member.name}: `{member.method.model_dump_json()}`" for member in comparison.members),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _member_row(member: MemberResult, datasets: Sequence[str]) -> list[str]:
+    if member.error is not None:
+        return [member.name, f"{member.error}: {member.message}", *("" for _ in datasets), "", ""]
+    return [
+        member.name,
+        f"{member.bits_per_weight:.3f}",
+        *(f"{member.perplexity[name]:.4f}" for name in datasets),
+        f"{member.relative_error:.5f}",
+        f"{member.seconds:.1f}",
+    ]
 
 
 def _linear_row(block: BlockReport, linear: LinearReport) -> list[str]:

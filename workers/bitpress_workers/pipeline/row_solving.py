@@ -15,13 +15,12 @@ from bitpress.errors import NumericalError
 from bitpress.formats import CompressedLinear, concatenate
 from bitpress_workers.methods.base import Agreement, Method, RowSolver, SolvedRows, Survey
 from bitpress_workers.models.family import Tap
-from bitpress_workers.models.skeleton import tap_inputs
-from bitpress_workers.numerics.hessian import Gram, GramTree, Node, reduce_tree
-from bitpress_workers.numerics.triangular import is_finite
+from bitpress_workers.numerics.hessian import Gram, Node, reduce_tree
 from bitpress_workers.pipeline.activations import Activations
 from bitpress_workers.pipeline.evidence import Evidence, Part, TapData, TapFacts, join_evidence, tile_errors
 from bitpress_workers.pipeline.exchange import Group
 from bitpress_workers.pipeline.placement import rows_of
+from bitpress_workers.pipeline.tap_hessians import collect, factorized
 
 Agreements = Mapping[str, Agreement]
 
@@ -54,19 +53,29 @@ class RowSolving:
 
         Returns what the report says of those taps that this shard owns.
         """
-        collected = self._collect([self._taps[name] for name in names], activations)
+        taps = [self._taps[name] for name in names]
+        collected = collect(
+            self._block,
+            taps,
+            activations,
+            self._slices,
+            lambda batch: activations.forward(self._block, self._block_index, batch),
+        )
         merged = {name: self._merge(collected.pop(name), self._owners[name]) for name in names}
         facts = {}
         for name in names:
             gram = merged.pop(name)
             if gram is not None:
-                self._factorized[name] = self._factor(name, gram)
+                self._factorized[name] = factorized(f"{self._name}, tap {name}", self._method, gram)
                 facts[name] = self._factorized[name].facts()
         return facts
 
     def solve(self, name: str) -> dict[str, tuple[CompressedLinear, Evidence]]:
         """Solve the linears of a factorized tap: all of their rows are here afterwards."""
-        data = self._group.broadcast(self._factorized.pop(name, None), self._owners[name])
+        return self.solve_with(name, self._group.broadcast(self._factorized.pop(name, None), self._owners[name]))
+
+    def solve_with(self, name: str, data: TapData) -> dict[str, tuple[CompressedLinear, Evidence]]:
+        """Solve the linears of a tap whose factor all shards have."""
         parts = self._group.all_gather(self._solve_rows(name, data))
         solved = {}
         for linear in self._taps[name].linears:
@@ -74,25 +83,6 @@ class RowSolving:
             compressed = concatenate([part.solved.compressed for part in of_linear])
             solved[linear] = (compressed, join_evidence(compressed, of_linear))
         return solved
-
-    def _collect(self, taps: Sequence[Tap], activations: Activations) -> dict[str, dict[Node, Gram]]:
-        """Run the block over this shard's slices; returns, by tap, Grams of the maximal subtrees of slices."""
-        trees = {tap.name: GramTree() for tap in taps}
-        for slice_index, batches in activations.by_slice(self._slices).items():
-            grams: dict[str, Gram] = {}
-            for batch in batches:
-                size = activations.size(batch)
-
-                def accumulate(tap: str, x_TI: Tensor, grams: dict[str, Gram] = grams, size: int = size) -> None:
-                    if tap not in grams:
-                        grams[tap] = Gram.zeros(x_TI.shape[-1], x_TI.device)
-                    grams[tap].accumulate(x_TI, size)
-
-                with tap_inputs(self._block, taps, accumulate):
-                    activations.forward(self._block, self._block_index, batch)
-            for tap in taps:  # no token of a slice may have come to an expert
-                trees[tap.name].add(slice_index, grams.pop(tap.name) if tap.name in grams else self._silent(tap))
-        return {tap: tree.nodes for tap, tree in trees.items()}
 
     def _merge(self, nodes: dict[Node, Gram], owner: int) -> Gram | None:
         """Merge all shards' Grams of a tap where its owner is."""
@@ -102,18 +92,6 @@ class RowSolving:
         held = {node: gram for part in parts for node, gram in part.items()}
         del nodes, parts  # each Gram is let go as soon as it is merged
         return reduce_tree(held, len(self._slices))
-
-    def _factor(self, tap: str, gram: Gram) -> TapData:
-        """Factorize a tap's Hessian."""
-        if not gram.num_tokens:  # an expert that no token came to: no input matters more than another
-            gram = Gram.of(torch.eye(gram.num_columns, device=gram.device), num_sequences=1, num_tokens=0)
-        name = f"{self._name}, tap {tap}"
-        if not is_finite(gram.upper):
-            raise NumericalError(f"{name}: an activation is not finite, or too large for float32 statistics")
-        try:
-            return TapData(gram, self._method.factor(gram))
-        except NumericalError as error:
-            raise NumericalError(f"{name}: {error.message}") from error
 
     def _solve_rows(self, tap: str, data: TapData) -> dict[str, Part]:
         """Solve this shard's rows of a tap's linears; a linear of which it has none is left out."""
@@ -166,9 +144,6 @@ class RowSolving:
     def _rows(self, tap: str) -> dict[str, range]:
         num_rows = {name: len(self._weight(name)) for name in self._taps[tap].linears}
         return rows_of(num_rows, self._row_tile, self._group.size, self._group.rank)
-
-    def _silent(self, tap: Tap) -> Gram:
-        return Gram.zeros(self._weight(tap.linears[0]).shape[1], self._group.device)
 
     def _weight(self, name: str) -> Tensor:
         return self._block.get_parameter(f"{name}.weight").data

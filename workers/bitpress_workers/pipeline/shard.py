@@ -4,27 +4,27 @@ A plain class: a fleet calls it in this process or in an actor. What it knows of
 its `Group`; methods in which they exchange are called on all of them.
 """
 
-import hashlib
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bitpress.errors import NumericalError, StoreError
+from bitpress.errors import NumericalError
 from bitpress.formats import CompressedLinear
 from bitpress.jobs import ModelSource
 from bitpress.methods import LoRAPreprocessing, MethodConfig
 from bitpress_service.artifactstore import ArtifactStore
 from bitpress_workers.methods import create
+from bitpress_workers.methods.base import Method
 from bitpress_workers.methods.block_base import BlockMethod
 from bitpress_workers.models.checkpoint import Checkpoint
 from bitpress_workers.models.family import Tap
 from bitpress_workers.models.skeleton import Skeleton
 from bitpress_workers.pipeline.activations import Activations
-from bitpress_workers.pipeline.block_file import read_linears, tensors_sha256, write_block
+from bitpress_workers.pipeline.block_file import Published, chain_link, put_block, read_linears, tensors_sha256
 from bitpress_workers.pipeline.block_training import (
     BlockTraining,
     Surveys,
@@ -35,31 +35,36 @@ from bitpress_workers.pipeline.block_training import (
 )
 from bitpress_workers.pipeline.evidence import Evidence, TapFacts
 from bitpress_workers.pipeline.exchange import Group
+from bitpress_workers.pipeline.lone_block import LoneBlock, LoneBlocks, SolvedTap
 from bitpress_workers.pipeline.memory import peak_resident_bytes, pinnable_bytes, return_large_tensors
 from bitpress_workers.pipeline.restoration import Restoration, save_checkpoint
 from bitpress_workers.pipeline.row_solving import RowSolving
 
+RANGE = "range"  # the stream of a shard that calibrates a range of blocks alone
+
+
+def stream_name(stream: str, member: int) -> str:
+    """A member's own stream of activations."""
+    return f"{stream} {member}"
+
 
 @dataclass(frozen=True)
-class ShardConfig:
-    """What every shard of a job is built from; crosses process borders."""
+class ShardMethod:
+    """A member's method, with the rows of its tiles."""
 
-    model: ModelSource
-    method: MethodConfig
-    device: str
-    store_url: str
-    slices: tuple[range, ...]
+    config: MethodConfig
     row_tile: int
 
 
 @dataclass(frozen=True)
-class Published:
-    """A file that a shard put into the object store."""
+class ShardConfig:
+    """What every shard of a run is built from; crosses process borders. methods: by member."""
 
-    sha256: str
-    bytes: int
-    tensors: tuple[str, ...]
-    headers: dict[str, dict[str, Any]]
+    model: ModelSource
+    methods: Mapping[int, ShardMethod]
+    device: str
+    store_url: str
+    slices: tuple[range, ...]
 
 
 def device_of(kind: str, number: int) -> torch.device:
@@ -74,27 +79,39 @@ class Shard:
         if config.device == "cpu":
             torch.set_num_threads(1)  # a CPU device is one core; a GEMM's bits may depend on its threads
             return_large_tensors()
-        self._method = create(config.method)
+        self._methods = {member: create(method.config) for member, method in config.methods.items()}
+        self._member = next(iter(self._methods))
         self.open(config.model, config.store_url)
         self._activations: dict[str, Activations] = {}
         self._offloaded = False
         self._block = nn.Module()
         self._block_index = -1
         self._taps: dict[str, Tap] = {}
+        self._dense: dict[str, Tensor] = {}
         self._compressed: dict[str, CompressedLinear] = {}
         self._solving: RowSolving | None = None
         self._training: BlockTraining
+        self._chains: dict[int, str] = {}
         self._restoration: Restoration
 
     def open(self, model: ModelSource, store_url: str) -> None:
         """Read this checkpoint and write into this store from now on."""
         self._checkpoint = Checkpoint.open(model.uri, model.revision)
-        in_float32 = self._config.device == "cpu" or isinstance(self._method, BlockMethod)
+        in_float32 = self._config.device == "cpu" or isinstance(self._methods[self._member], BlockMethod)
         dtype = torch.float32 if in_float32 else self._checkpoint.config.dtype
         self._skeleton = Skeleton(self._checkpoint, self._device, dtype)
         self._store = ArtifactStore.from_url(store_url)
 
-    # Activations: one named stream for calibration, two for evaluation.
+    def take_up(self, member: int) -> None:
+        """Work for this member from now on, on the block in hand as it was loaded."""
+        self._member, self._compressed, self._solving = member, {}, None
+        if self._dense:
+            for name, weight_OI in self._dense.items():
+                self._weight(name).copy_(weight_OI)
+        elif len(self._methods) > 1:
+            self._dense = {name: self._weight(name).clone() for tap in self._taps.values() for name in tap.linears}
+
+    # Activations: named streams; those of a calibration are the members' own.
 
     def offload(self) -> None:
         """Keep all activations to come in host memory."""
@@ -119,7 +136,8 @@ class Shard:
 
     def load(self, block_index: int) -> None:
         """Take a dense block from the checkpoint, or what was read of it ahead."""
-        self._block, self._solving, self._compressed = nn.Module(), None, {}  # let go of the last block first
+        self._block, self._solving = nn.Module(), None  # let go of the last block first
+        self._compressed, self._dense = {}, {}
         self._block_index = block_index
         self._taps = {tap.name: tap for tap in self._skeleton.taps(block_index)}
         self._block = self._skeleton.load_block(block_index)
@@ -141,22 +159,21 @@ class Shard:
     # A block whose taps are solved: begin, then factorize some taps, solve these, until all are.
 
     def begin_solving(self) -> None:
-        assert not isinstance(self._method, BlockMethod)
         self._solving = RowSolving(
-            self._method,
+            self._row_method(self._member),
             self._group,
             self._block,
             self._block_index,
             self._skeleton.block_name(self._block_index),
             list(self._taps.values()),
             slices=self._config.slices,
-            row_tile=self._config.row_tile,
+            row_tile=self._config.methods[self._member].row_tile,
         )
 
     def factorize(self, taps: Sequence[str]) -> dict[str, TapFacts]:
         """Make and factorize Hessians from the same forwards, with all shards; returns the facts of this one's taps."""
         assert self._solving is not None
-        return self._solving.factorize(taps, self._activations["calibration"])
+        return self._solving.factorize(taps, self._stream("calibration"))
 
     def solve(self, tap: str) -> list[Evidence]:
         """Solve a factorized tap with all shards; its linears, in their order, are in the block in hand then."""
@@ -166,11 +183,75 @@ class Shard:
             self._install(name, compressed)
         return [evidence for _, evidence in solved.values()]
 
+    # Independent blocks, a range of them: begin; look ahead and hand over; then compress one by one.
+
+    def begin_range(self, first: int, tokens_NS: Tensor, batches: Sequence[range]) -> None:
+        """Take all sequences: embedded, or from the shard before this one, with the hash chain over its blocks."""
+        peer, states = self._group.rank - 1, None
+        self._chains = {first - 1: ""}
+        if first:
+            self._chains = {first - 1: self._group.receive(peer)}
+            states = (self._group.receive(peer) for _ in batches)
+        self._activations[RANGE] = Activations(self._skeleton, tokens_NS, batches, self._offloaded, states)
+
+    def hand_over(self, blocks: range) -> None:
+        """Pass this shard's dense blocks for the shard after it, which begins with what comes out of them."""
+        ahead = self._activations["ahead"] = self._activations[RANGE].branch()
+        for index in blocks:
+            self.load(index)
+            self._link(index)
+            self.prefetch()
+            self.advance("ahead")
+        peer = self._group.rank + 1
+        self._group.send(self._chains[blocks[-1]], peer)
+        for batch in range(len(ahead)):
+            self._group.send(ahead.hidden(batch), peer)
+        self.stop("ahead")
+
+    def compress_alone(self, index: int, keys: Mapping[int, str]) -> LoneBlocks:
+        """Compress a block for each member that has a key, and publish it there; pass it densely."""
+        started = time.monotonic()
+        self.load(index)
+        chain, stream = self._link(index), self._activations[RANGE]
+
+        def step(batch: int) -> None:
+            self._require_finite(stream.step(self._block, index, batch))
+
+        if not keys:
+            self.prefetch()
+            self.advance(RANGE)
+            return LoneBlocks(chain, {})
+        lone = LoneBlock(
+            {member: (self._row_method(member), self._config.methods[member].row_tile) for member in keys},
+            self._block,
+            index,
+            self._skeleton.block_name(index),
+            list(self._taps.values()),
+            self._config.slices,
+            self._device,
+        )
+        found: dict[int, tuple[Published, Mapping[str, SolvedTap], float] | NumericalError] = {}
+        lone.gather(stream, step)
+        self.prefetch()
+        for member, result in lone.solve().items():
+            if isinstance(result, NumericalError):
+                found[member] = result
+            else:
+                published = self._publish(keys[member], result.linears)
+                found[member] = (published, result.taps, time.monotonic() - started)
+        return LoneBlocks(chain, found)
+
+    def _link(self, index: int) -> str:
+        """The hash chain over all dense blocks up to the one in hand, number `index`."""
+        if index not in self._chains:
+            self._chains[index] = chain_link(self._chains[index - 1], self.fingerprint())
+        return self._chains[index]
+
     # A block in training: pass_reference, begin, prepare, walk (many times), finish.
 
     def pass_reference(self) -> Surveys:
         """Pass the dense model's activations through the dense block; returns what the method saw of them."""
-        taps, stream = list(self._taps.values()), self._activations["reference"]
+        taps, stream = list(self._taps.values()), self._stream("reference")
         surveys, finite = pass_reference(self._training_method(), self._block, self._block_index, taps, stream)
         self._require_finite(finite)
         return surveys
@@ -181,7 +262,7 @@ class Shard:
         return begin(self._training_method(), weights, list(self._taps.values()), surveys)
 
     def prepare_training(self, state: TrainingState) -> None:
-        streams = self._activations["reference"], self._activations["calibration"]
+        streams = self._stream("reference"), self._stream("calibration")
         name = self._skeleton.block_name(self._block_index)
         self._training = BlockTraining(self._training_method(), self._block, self._block_index, name, state, streams)
 
@@ -226,22 +307,25 @@ class Shard:
 
     def publish(self, key: str) -> Published:
         """Write the compressed block into the object store: one safetensors file, ready to load."""
+        return self._publish(key, self._compressed)
+
+    def _publish(self, key: str, linears: Mapping[str, CompressedLinear]) -> Published:
         prefix = self._skeleton.block_name(self._block_index)
-        headers = {f"{prefix}.{name}": linear.header() for name, linear in self._compressed.items()}
+        headers = {f"{prefix}.{name}": linear.header() for name, linear in linears.items()}
         tensors = {
             f"{prefix}.{name}.{suffix}": tensor.contiguous().cpu()
-            for name, linear in self._compressed.items()
+            for name, linear in linears.items()
             for suffix, tensor in linear.tensors().items()
         }
         names = self._skeleton.block_tensor_names(self._block_index)
         rest = {ours: theirs for ours, theirs in names.items() if ours.removesuffix(".weight") not in headers}
         stored = self._checkpoint.read(rest.values())
         tensors |= {ours: stored[theirs] for ours, theirs in rest.items()}
-        return self._put(key, tensors, headers)
+        return put_block(self._store, key, tensors, headers)
 
     def publish_outer(self, key: str) -> Published:
         """Write what is outside the blocks, as the checkpoint has it."""
-        return self._put(key, self._skeleton.outer_tensors(), {})
+        return put_block(self._store, key, self._skeleton.outer_tensors(), {})
 
     def install_published(self, key: str, sha256: str) -> None:
         """Put a published block's linears into the block in hand. Raises ArtifactError when it has changed."""
@@ -254,22 +338,6 @@ class Shard:
         device = torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else 0
         return peak_resident_bytes(), device
 
-    def _put(self, key: str, tensors: dict[str, Tensor], headers: dict[str, dict[str, Any]]) -> Published:
-        data = write_block(tensors, headers)
-        try:
-            self._store.put_bytes(key, data)
-        except StoreError:
-            if not self._holds(key, data):
-                raise
-        return Published(hashlib.sha256(data).hexdigest(), len(data), tuple(sorted(tensors)), headers)
-
-    def _holds(self, key: str, data: bytes) -> bool:
-        """Whether a shard that was lost before it could say so has written the very same object."""
-        try:
-            return self._store.get_bytes(key) == data
-        except StoreError:
-            return False
-
     def _install(self, name: str, compressed: CompressedLinear) -> None:
         self._compressed[name] = compressed
         self._weight(name).copy_(compressed.dequantize())
@@ -278,9 +346,18 @@ class Shard:
         if not finite:
             raise NumericalError(f"{self._skeleton.block_name(self._block_index)}: an activation is not finite")
 
+    def _stream(self, stream: str) -> Activations:
+        return self._activations[stream_name(stream, self._member)]
+
+    def _row_method(self, member: int) -> Method:
+        method = self._methods[member]
+        assert not isinstance(method, BlockMethod)
+        return method
+
     def _training_method(self) -> BlockMethod:
-        assert isinstance(self._method, BlockMethod)
-        return self._method
+        method = self._methods[self._member]
+        assert isinstance(method, BlockMethod)
+        return method
 
     def _weight(self, name: str) -> Tensor:
         return self._block.get_parameter(f"{name}.weight").data

@@ -1,15 +1,16 @@
 """How a block in hand is compressed: tap by tap, each linear given its Hessian, or all linears by training."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import fsum, prod
 from typing import ClassVar, Protocol
 
-from bitpress.artifacts import LedgerEntry, LinearDeviation, LinearReport
+from bitpress.artifacts import BlockReport, LedgerEntry, LinearReport
 from bitpress_workers.methods.base import Method
 from bitpress_workers.methods.block_base import BlockMethod
 from bitpress_workers.models.family import Tap
+from bitpress_workers.pipeline.block_file import Published
 from bitpress_workers.pipeline.block_training import TrainedPart
 from bitpress_workers.pipeline.evidence import Evidence, TapFacts
 from bitpress_workers.pipeline.fleet import Fleet, Ref
@@ -26,6 +27,38 @@ class Solved:
     linears: list[LinearReport] = field(default_factory=list)
     ledger: list[LedgerEntry] = field(default_factory=list)
     training_losses: tuple[float, ...] = ()
+
+    def add_tap(
+        self, index: int, tap: Tap, facts: TapFacts, evidence: Sequence[Evidence], seconds: float, damping: float | None
+    ) -> None:
+        """Add a tap of block `index`, solved in so many seconds; damping: what the spec asks for."""
+        self.ledger += tap_entries(index, tap, facts, damping)
+        num_weights = sum(prod(found.shape) for found in evidence)
+        for name, found in zip(tap.linears, evidence, strict=True):
+            self.linears.append(
+                LinearReport(
+                    name=name,
+                    shape=found.shape,
+                    bits_per_weight=found.stored_bits / prod(found.shape),
+                    relative_error=found.relative_error,
+                    outlier_fraction=found.outlier_fraction,
+                    damping_used=facts.damping_used,
+                    num_tokens=facts.num_tokens,
+                    seconds=seconds * prod(found.shape) / num_weights,
+                )
+            )
+            self.ledger += linear_entries(index, name, found.deviations)
+
+    def report(self, index: int, published: Published, seconds: float) -> BlockReport:
+        """The evidence of a block whose file is published."""
+        return BlockReport(
+            index=index,
+            sha256=published.sha256,
+            bytes=published.bytes,
+            seconds=seconds,
+            linears=tuple(self.linears),
+            training_losses=self.training_losses,
+        )
 
 
 class Solver(Protocol):
@@ -57,7 +90,7 @@ class TapSolver:
         """Nothing: only the compressed model is looked at."""
 
     def solve(self, index: int) -> Solved:
-        solved = Solved()
+        solved, num_linears = Solved(), len(self.plan.blocks[index].linears)
         self.fleet.get(self.fleet.all(Shard.begin_solving))
         stages = self._stages(index)
         for number, stage in enumerate(stages, start=1):
@@ -68,37 +101,11 @@ class TapSolver:
                 self.fleet.get(self.fleet.all(Shard.prefetch))
             facts = {name: found for of_shard in of_shards for name, found in of_shard.items()}
             for tap in stage:
-                solved.ledger += tap_entries(index, tap, facts[tap.name], self.damping)
-                for linear, deviations in self._solve(index, tap, facts[tap.name], len(solved.linears)):
-                    solved.linears.append(linear)
-                    solved.ledger += linear_entries(index, linear.name, deviations)
+                self.meter.linear(index, ", ".join(tap.linears), len(solved.linears) / num_linears)
+                started = time.monotonic()
+                evidence: list[Evidence] = self.fleet.get(self.fleet.all(Shard.solve, tap.name))[0]
+                solved.add_tap(index, tap, facts[tap.name], evidence, time.monotonic() - started, self.damping)
         return solved
-
-    def _solve(
-        self, index: int, tap: Tap, facts: TapFacts, linears_done: int
-    ) -> list[tuple[LinearReport, Mapping[LinearDeviation, int]]]:
-        """Solve a tap's linears on all shards. Returns their reports, and how often which deviations happened."""
-        started = time.monotonic()
-        self.meter.linear(index, ", ".join(tap.linears), linears_done / len(self.plan.blocks[index].linears))
-        evidence: list[Evidence] = self.fleet.get(self.fleet.all(Shard.solve, tap.name))[0]
-        seconds = time.monotonic() - started
-        num_weights = sum(prod(found.shape) for found in evidence)
-        return [
-            (
-                LinearReport(
-                    name=name,
-                    shape=found.shape,
-                    bits_per_weight=found.stored_bits / prod(found.shape),
-                    relative_error=found.relative_error,
-                    outlier_fraction=found.outlier_fraction,
-                    damping_used=facts.damping_used,
-                    num_tokens=facts.num_tokens,
-                    seconds=seconds * prod(found.shape) / num_weights,
-                ),
-                found.deviations,
-            )
-            for name, found in zip(tap.linears, evidence, strict=True)
-        ]
 
     def _stages(self, index: int) -> Sequence[Sequence[Tap]]:
         """Taps whose Hessians come from the same forwards."""
