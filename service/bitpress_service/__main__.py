@@ -13,10 +13,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from bitpress.errors import BitpressError, Unavailable
-from bitpress_service import embedded_redis
+from bitpress_service import embedded_redis, logs, tracing
 from bitpress_service.app import create_app
 from bitpress_service.artifactstore import ArtifactStore
 from bitpress_service.auth import Keys
+from bitpress_service.metrics import StoreMetrics
 from bitpress_service.outbound import PinnedTransport
 from bitpress_service.redis_client import connect
 from bitpress_service.redis_jobstore import RedisJobStore
@@ -36,6 +37,7 @@ class _Server(uvicorn.Server):
                 port=settings.port,
                 timeout_graceful_shutdown=settings.shutdown_seconds,
                 server_header=False,
+                log_config=None,  # its records go where all others go
             )
         )
         self._app = app
@@ -61,7 +63,7 @@ async def serve(settings: Settings) -> None:
         await jobs.ping()
         await _check_keys(settings, keys)
         sender = asyncio.create_task(WebhookSender(webhooks, PinnedTransport(settings.private_webhooks)).run())
-        await _Server(create_app(settings, jobs, artifacts, keys, webhooks), settings).serve()
+        await _Server(create_app(settings, jobs, artifacts, keys, webhooks, StoreMetrics(client)), settings).serve()
         sender.cancel()
     finally:
         await jobs.aclose()
@@ -91,7 +93,10 @@ def _is_loopback(host: str) -> bool:
 
 def main() -> int:
     try:
-        asyncio.run(serve(Settings()))
+        settings = Settings()
+        logs.configure(settings.log_format)
+        tracing.configure("api")
+        asyncio.run(serve(settings))
     except BitpressError as error:
         print(f"bitpress: {error.message}", file=sys.stderr)
         return 1

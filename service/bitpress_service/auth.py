@@ -22,7 +22,7 @@ from redis.asyncio.client import Pipeline
 from bitpress.errors import Forbidden, Unauthorized, Unavailable
 from bitpress_service.redis_client import PREFIX, reporting_unavailable
 
-SCOPES = ("jobs:read", "jobs:write", "artifacts:read", "webhooks:write")
+SCOPES = ("jobs:read", "jobs:write", "artifacts:read", "webhooks:write", "metrics:read")
 LOCAL_TENANT = "local"
 
 _LOCAL = f"{PREFIX}local-key"
@@ -141,13 +141,14 @@ class KeyedRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_caller(request: Request) -> Response:
-            request.state.key = await _identify(request)
+            request.state.key = await identify(request)
             return await handle(request)
 
         return handle_caller
 
 
-async def _identify(request: Request) -> Key:
+async def identify(request: Request) -> Key:
+    """Whose key a request carries. Raises Unauthorized when it has none, or one that is not known."""
     credentials = await _bearer(request)
     if credentials is None:
         raise Unauthorized("expected the header 'Authorization: Bearer <API key>'")

@@ -28,10 +28,14 @@ class Fenced(BitpressError):
 
 @dataclass(frozen=True)
 class Claim:
-    """A job as its new worker gets it. Every write of this attempt carries `fence`."""
+    """A job as its new worker gets it. Every write of this attempt carries `fence`.
+
+    traceparent: the span that the job was submitted in; empty when there was none.
+    """
 
     job: Job
     fence: int
+    traceparent: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from bitpress.errors import Conflict
 from bitpress.jobs import Event, Job, JobPage, JobSpec, JobState, canonical_json
 from bitpress_service.redis_client import PREFIX, reporting_unavailable
 from bitpress_service.redis_records import Scripts, event_of, job_of, milliseconds, new_id, not_found, pairs, sha256
+from bitpress_service.tracing import traceparent
 
 IDEMPOTENCY_SECONDS = 24 * 3600
 _EVENTS_AT_ONCE = 100  # of each job: a long history is read in turns with other work
@@ -24,7 +25,7 @@ class RedisRequests(Scripts):
         fingerprint = sha256(canonical_json([spec.model_dump(mode="json"), priority]))
         stored = await self._run(
             "create", job_id, tenant, priority, spec.model_dump_json(), idempotency, fingerprint,
-            IDEMPOTENCY_SECONDS * 1000,
+            IDEMPOTENCY_SECONDS * 1000, traceparent(),
         )  # fmt: skip
         if stored == "conflict":
             raise Conflict(f"idempotency key {idempotency_key!r} was used with another job")

@@ -26,7 +26,7 @@ class RedisWork(Scripts):
         if reply is None:
             return None
         fields = pairs(reply)
-        return Claim(job_of(fields), int(fields["fence"]))
+        return Claim(job_of(fields), int(fields["fence"]), fields.get("traceparent", ""))
 
     async def renew(self, job_id: str, fence: int, lease_seconds: float) -> LeaseStatus:
         return LeaseStatus(unfenced(await self._run("renew", job_id, fence, milliseconds(lease_seconds)), job_id))

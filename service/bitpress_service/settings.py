@@ -10,6 +10,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bitpress.errors import Unavailable
+from bitpress_service.logs import LogFormat
 
 
 def _default_state_dir() -> Path:
@@ -38,6 +39,7 @@ class Settings(BaseSettings):
     )
     streams_per_key: int = Field(200, ge=1, description="event streams that one API key may have open in a process")
     private_webhooks: bool = Field(False, description="webhooks may use http and addresses that are not public")
+    log_format: LogFormat = Field("text", description="json: one object a line")
     shutdown_seconds: int = Field(3, ge=1, description="time that open requests get when the service stops")
 
     def make_state_dir(self) -> None:

@@ -17,7 +17,7 @@ from bitpress.errors import Unavailable
 from bitpress.jobs import Failure, Job
 from bitpress_service import embedded_redis
 from bitpress_service.artifactstore import ArtifactStore, job_key
-from bitpress_service.jobstore import Claim
+from bitpress_service.jobstore import BlockRecord, Claim
 from bitpress_service.redis_client import connect
 from bitpress_service.redis_jobstore import RedisJobStore
 
@@ -33,7 +33,7 @@ class ApiProcess:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.url = f"http://127.0.0.1:{probe.getsockname()[1]}"
-        self._redis_url = embedded_redis.start(state / "redis")
+        self.redis_url = embedded_redis.start(state / "redis")
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -48,7 +48,7 @@ class ApiProcess:
     def start(self) -> None:
         environment = os.environ | {
             "BITPRESS_STATE_DIR": str(self.state),
-            "BITPRESS_REDIS_URL": self._redis_url,
+            "BITPRESS_REDIS_URL": self.redis_url,
             "BITPRESS_PORT": self.url.rpartition(":")[2],
         }
         with (self.state / "api.log").open("ab") as log:
@@ -64,12 +64,18 @@ class ApiProcess:
         self._process.kill()
         self._process.wait()
 
+    def terminate(self) -> None:
+        """SIGTERM, as a deployment does; returns when it has ended."""
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait()
+
     def stop(self) -> None:
         self.kill()
         embedded_redis.stop(self.state / "redis")
 
     def worker(self) -> "PlayedWorker":
-        return PlayedWorker(self._redis_url, (self.state / "artifacts").as_uri())
+        return PlayedWorker(self.redis_url, (self.state / "artifacts").as_uri())
 
     def _answers(self) -> bool:
         if not (self.state / "api-key").exists():
@@ -112,6 +118,9 @@ class PlayedWorker:
             self._artifacts.put_bytes(keys[name], data)
         self._run(lambda store: store.finish(claim.job.id, claim.fence, state="succeeded", files=keys))
         return manifest
+
+    def blocks(self, job_id: str) -> dict[int, BlockRecord]:
+        return self._run(lambda store: store.blocks(job_id))
 
     def fail(self, claim: Claim, code: str, message: str) -> None:
         error = Failure(code=code, message=message, retryable=False, attempt=claim.job.attempt)

@@ -17,6 +17,7 @@ from bitpress.jobs import Job
 from bitpress_service.app import create_app
 from bitpress_service.artifactstore import ArtifactStore, job_key
 from bitpress_service.auth import Keys
+from bitpress_service.metrics import StoreMetrics
 from bitpress_service.redis_client import connect
 from bitpress_service.redis_jobstore import RedisJobStore
 from bitpress_service.settings import Settings
@@ -68,7 +69,7 @@ async def serving(settings: Settings) -> AsyncIterator[Api]:
     client = connect(settings.redis_url)
     jobs, keys = RedisJobStore(client), Keys(client)
     artifacts = ArtifactStore.from_url(settings.artifacts_url)
-    app = create_app(settings, jobs, artifacts, keys, Webhooks(client))
+    app = create_app(settings, jobs, artifacts, keys, Webhooks(client), StoreMetrics(client))
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
     task = asyncio.create_task(server.serve([listener]))

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import os
 import signal
 import sys
@@ -22,6 +21,7 @@ from bitpress.cli.output import print_error
 from bitpress.errors import BitpressError, InvalidJob
 from bitpress.jobs import JobSpec, JobState, Progress
 from bitpress.sweeps import SweepSpec, parse_submission
+from bitpress_service import logs, tracing
 from bitpress_service.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -75,8 +75,9 @@ def dispatch() -> None:
     from bitpress_service.redis_jobstore import RedisJobStore
     from bitpress_workers.dispatcher import Dispatcher
 
-    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = _settings()
+    logs.configure(settings.log_format)
+    tracing.configure("dispatcher")
     redis_url, storage_url = settings.redis_url, settings.artifacts_url
     if redis_url is None:
         raise InvalidJob("BITPRESS_REDIS_URL is not set; `bitpress up` starts a Redis of its own")

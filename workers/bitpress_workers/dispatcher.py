@@ -5,6 +5,7 @@ whoever claims the job next goes on from the published blocks.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
@@ -13,11 +14,13 @@ import socket
 import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bitpress.errors import BitpressError, Cancelled, StoreError, Unavailable
 from bitpress.plans import PlanAnswer, PlanRequest
+from bitpress_service import logs, tracing
 from bitpress_service.jobstore import Claim, Fenced, JobStore, LeaseStatus
 from bitpress_workers.driver import RESULT, Order, Result
 from bitpress_workers.failure import crash, judge
@@ -43,6 +46,7 @@ class Dispatcher:
     lease_seconds: float = 15.0
     device_memory_gib: float | None = None
     poll_seconds: float = 0.5
+    driver_command: Sequence[str] = (sys.executable, "-P", "-m", "bitpress_workers", "drive")
     owner: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -63,7 +67,9 @@ class Dispatcher:
                 if claim is None:
                     await _sleep(self.poll_seconds, stop)
                 else:
-                    await self._attempt(claim, stop)
+                    subject: dict[str, str | int] = {"job": claim.job.id, "attempt": claim.job.attempt}
+                    with logs.about(**subject), tracing.span("attempt", claim.traceparent, **subject):
+                        await self._attempt(claim, stop)
             except Unavailable as error:
                 log.warning("the job store is unavailable: %s", error)
                 await _sleep(self.poll_seconds * 4, stop)
@@ -100,7 +106,7 @@ class Dispatcher:
 
     async def _attempt(self, claim: Claim, stop: asyncio.Event) -> None:
         job = claim.job
-        log.info("job %s: attempt %d starts", job.id, job.attempt)
+        log.info("the attempt starts")
         try:
             scratch = _make_scratch()
         except OSError as error:
@@ -129,14 +135,14 @@ class Dispatcher:
             device_memory_gib=self.device_memory_gib,
             scratch=str(scratch),
             dispatcher_pid=os.getpid(),
+            traceparent=tracing.traceparent(),
         )
         self.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._log_path(claim).open("ab") as output:
             os.fchmod(output.fileno(), 0o600)
             driver = await asyncio.create_subprocess_exec(
-                sys.executable, "-P", "-m", "bitpress_workers", "drive",
-                stdin=PIPE, stdout=output, stderr=output, start_new_session=True,
-            )  # fmt: skip
+                *self.driver_command, stdin=PIPE, stdout=output, stderr=output, start_new_session=True
+            )
         assert driver.stdin is not None
         driver.stdin.write(order.model_dump_json().encode())
         driver.stdin.close()
@@ -171,7 +177,7 @@ class Dispatcher:
             return await self.store.renew(claim.job.id, claim.fence, self.lease_seconds)
         except Unavailable as error:
             # The driver goes on; if the store comes back too late, the lease is lost and both are fenced.
-            log.warning("job %s: lease not renewed: %s", claim.job.id, error)
+            log.warning("the lease is not renewed: %s", error)
             return LeaseStatus.OK
 
     def _outcome(self, claim: Claim, driver: Process, scratch: Path) -> Result:
@@ -190,10 +196,10 @@ class Dispatcher:
             except Unavailable as error:
                 if stop.is_set():
                     raise
-                log.warning("job %s: its end is not recorded yet: %s", claim.job.id, error)
+                log.warning("the end is not recorded yet: %s", error)
                 await _sleep(self.poll_seconds * 4, stop)
             else:
-                log.info("job %s: attempt %d: %s", claim.job.id, claim.job.attempt, result.code or "succeeded")
+                log.info("the attempt ended: %s", result.code or "succeeded")
                 return
 
     async def _write(self, claim: Claim, result: Result) -> None:
@@ -232,13 +238,16 @@ def _sweep_scratch() -> None:
         return
     for path in _scratch_base().glob(f"{SCRATCH}*-*"):
         pid = path.name.removeprefix(SCRATCH).partition("-")[0]
-        if path.stat().st_uid == os.getuid() and pid.isdigit() and not Path("/proc", pid).exists():
-            shutil.rmtree(path, ignore_errors=True)
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            with contextlib.suppress(FileNotFoundError):  # another dispatcher sweeps, too
+                if path.stat().st_uid == os.getuid():
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 async def _kill(process: Process) -> None:
     if process.returncode is None:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended, and this loop is yet to hear of it
+            os.killpg(process.pid, signal.SIGKILL)
     await process.wait()
 
 

@@ -5,11 +5,11 @@ leaves a Result in its scratch directory. It records blocks and progress itself,
 what becomes of the job is the dispatcher's decision.
 """
 
+import logging
 import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,12 +21,16 @@ from pydantic import BaseModel, ConfigDict
 
 from bitpress.errors import ERRORS, BitpressError, Cancelled, Unavailable
 from bitpress.jobs import Job, Progress
+from bitpress_service import logs, tracing
 from bitpress_service.artifactstore import job_key
 from bitpress_service.jobstore import BlockRecord, JobStore, LeaseStatus
 from bitpress_service.redis_jobstore import RedisJobStore
+from bitpress_service.settings import Settings
 from bitpress_workers.parent import end_with_parent
 from bitpress_workers.pipeline.run import Site, run_job
 from bitpress_workers.ray_fleet import RaySession
+
+log = logging.getLogger(__name__)
 
 RESULT = "result.json"
 OUTAGE_SECONDS = 60.0
@@ -45,6 +49,7 @@ class Order(BaseModel):
     device_memory_gib: float | None
     scratch: str
     dispatcher_pid: int
+    traceparent: str = ""
 
 
 class Result(BaseModel):
@@ -69,17 +74,23 @@ class JobRecorder:
     job: Job
     fence: int
     files: dict[str, str] = field(default_factory=dict)
+    block_begin_ns: int = field(default_factory=time.time_ns)
 
     def blocks(self) -> dict[int, BlockRecord]:
         return self.portal.call(self.store.blocks, self.job.id)
 
     def block(self, record: BlockRecord) -> None:
+        log.info("block %d is published", record.index)
+        tracing.past_span("block", self.block_begin_ns, {"job": self.job.id, "block": record.index})
+        self.block_begin_ns = time.time_ns()
         self._record(block=record)
 
     def progress(self, progress: Progress) -> None:
+        logs.whole_process_about(block=progress.blocks_done if progress.phase == "calibrating" else None)
         self._record(progress=progress)
 
     def log(self, message: str) -> None:
+        log.info("%s", message)
         self._record(log=message)
 
     def finish(self, files: Mapping[str, str]) -> None:
@@ -140,11 +151,16 @@ def main() -> int:
     end_with_parent(signal.SIGKILL)
     if os.getppid() != order.dispatcher_pid:
         return 1  # nobody renews the lease any more
+    logs.configure(Settings().log_format)
+    tracing.configure("driver")
+    subject: dict[str, str | int] = {"job": order.job.id, "attempt": order.job.attempt}
+    logs.whole_process_about(**subject)
     try:
-        result = drive(order)
+        with tracing.span("drive", order.traceparent, **subject):
+            result = drive(order)
     except Exception as error:
         # A defect of ours: the whole story goes to the attempt's log, one line of it to the user.
-        traceback.print_exc()
+        log.exception("the attempt ended by a defect")
         result = Result(code="internal", message=f"{type(error).__name__}: {error}")
     path = Path(order.scratch) / RESULT
     path.with_suffix(".part").write_text(result.model_dump_json())

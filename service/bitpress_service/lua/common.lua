@@ -14,6 +14,7 @@
 --   idempotency:<tenant>:<sha256 of the key>   string  '<id> <fingerprint of the request>'
 --   plans                   list    ids of plans that are asked for, oldest first
 --   plan:<id>               hash    request, later answer (JSON); expires, so an id in the list may have none
+--   counters                hash    what happened since the store was made, for metrics
 --   webhooks:<tenant>       set     ids of a tenant's webhooks
 --   webhook:<id>            hash    url, events, secret, old_secret until old_until, disabled: why
 --   deliveries:<webhook>    list    ids, newest first
@@ -43,6 +44,8 @@ end
 local function emit(id, type, data)
   return redis.call('XADD', prefix .. 'events:' .. id, 'MAXLEN', '~', 10000, '*', 'type', type, 'data', data)
 end
+
+local function count(name, by) redis.call('HINCRBY', prefix .. 'counters', name, by or 1) end
 
 local function read(id, ...) return redis.call('HMGET', job_key(id), ...) end
 
@@ -91,6 +94,7 @@ end
 local function finish_as(id, state, failure)
   redis.call('ZREM', leases, id)
   redis.call('HSET', job_key(id), 'finished_at', integer(now_ms()))
+  count('finished:' .. state)
   become(id, state, failure)
 end
 
@@ -109,4 +113,10 @@ local function holds(id, fence)
   local current = read(id, 'fence', 'state', 'cancel')
   local running = current[2] == 'running' or current[2] == 'cancelling'
   return running and current[1] == fence, current[3] == '1'
+end
+
+-- The answer to a write of an attempt that has lost its lease.
+local function fenced()
+  count('fenced_writes')
+  return 'fenced'
 end

@@ -5,7 +5,7 @@ local id, fence, state, failure, files = unpack(ARGV)
 local held, cancelled = holds(id, fence)
 if not held then
   local ended = read(id, 'fence', 'finished_at')
-  return ended[1] == fence and ended[2] and job(id) or 'fenced'
+  return ended[1] == fence and ended[2] and job(id) or fenced()
 end
 if cancelled then
   finish_as(id, 'cancelled', '')

@@ -6,6 +6,7 @@ local expired = redis.call('ZRANGEBYSCORE', leases, '-inf', integer(now_ms()), '
 for _, id in ipairs(expired) do
   -- From here on the old worker's writes are refused, whoever takes over and when.
   redis.call('HINCRBY', job_key(id), 'fence', 1)
+  count('takeovers')
   local current = read(id, 'cancel', 'stalled', 'attempt', 'owner')
   local failure = {code = 'worker-lost', retryable = true, attempt = tonumber(current[3]),
     message = 'worker ' .. current[4] .. ' was not heard of for the length of its lease'}

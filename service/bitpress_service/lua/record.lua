@@ -2,8 +2,20 @@
 -- Returns 'ok', 'cancel' or 'fenced'.
 local id, fence, progress, log, detail, index, record, block = unpack(ARGV)
 
+-- The time from the last block, or the claim, to this one: total and histogram, its buckets those of metrics.py.
+local function measure_block(key)
+  local now = now_ms()
+  local took = now - tonumber(redis.call('HGET', key, 'block_since') or now)
+  redis.call('HSET', key, 'block_since', integer(now))
+  count('block_ms', integer(took))
+  for _, seconds in ipairs({1, 3, 10, 30, 100, 300, 1000, 3000, 10000}) do
+    if took <= seconds * 1000 then return count('blocks:' .. seconds) end
+  end
+  count('blocks:inf')
+end
+
 local held, cancelled = holds(id, fence)
-if not held then return 'fenced' end
+if not held then return fenced() end
 local key = job_key(id)
 if progress ~= '' then
   redis.call('HSET', key, 'progress', progress)
@@ -15,6 +27,7 @@ if index ~= '' and redis.call('HGET', prefix .. 'blocks:' .. id, index) ~= recor
   -- Retries are for a job that does not get on.
   redis.call('HSET', key, 'stalled', 0, 'failures', 0)
   emit(id, 'block', block)
+  measure_block(key)
 end
 if log ~= '' then emit(id, 'log', log) end
 redis.call('HINCRBY', key, 'version', 1)

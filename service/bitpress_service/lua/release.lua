@@ -5,7 +5,7 @@ local id, fence, delay_ms, failure = unpack(ARGV)
 local held, cancelled = holds(id, fence)
 if not held then
   local given_back = read(id, 'fence', 'state')
-  return given_back[1] == fence and given_back[2] == 'queued' and job(id) or 'fenced'
+  return given_back[1] == fence and given_back[2] == 'queued' and job(id) or fenced()
 end
 if cancelled then
   finish_as(id, 'cancelled', '')

@@ -3,6 +3,6 @@
 local id, fence, lease_ms = unpack(ARGV)
 
 local held, cancelled = holds(id, fence)
-if not held then return 'fenced' end
+if not held then return fenced() end
 redis.call('ZADD', leases, integer(now_ms() + lease_ms), id)
 return cancelled and 'cancel' or 'ok'
