@@ -70,7 +70,8 @@ def service() -> Iterator[Service]:
         url = embedded_redis.start(state / "redis")
         environment = {
             "BITPRESS_STATE_DIR": directory, "BITPRESS_REDIS_URL": url, "BITPRESS_PORT": str(port),
-            "BITPRESS_STREAMS_PER_KEY": str(FOLLOWERS),
+            "BITPRESS_STREAMS_PER_KEY": str(FOLLOWERS), "BITPRESS_REQUESTS_PER_SECOND": "0",
+            "BITPRESS_WAITING_JOBS_PER_TENANT": str(STORED_JOBS),
         }  # fmt: skip
         with (state / "log").open("wb") as log:
             command = [sys.executable, "-m", "bitpress_service"]
