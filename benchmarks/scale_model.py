@@ -19,7 +19,6 @@ import random_models
 import torch
 from machine import load_results, save_part
 from scale_jobs import METHODS, make_spec
-from transformers import AutoConfig, PreTrainedConfig
 
 from bitpress.jobs import JobSpec, parse_spec
 from bitpress.plans import PlanReport, Rates
@@ -41,16 +40,7 @@ GPUS = (1, 2, 4, 8, 16, 64)
 LINK_PROBE_BYTES = 2**26
 
 
-def bloom_176b() -> PreTrainedConfig:
-    """arXiv 2211.05100, table 3."""
-    return AutoConfig.for_model("bloom", hidden_size=14336, n_layer=70, n_head=112, vocab_size=250880)
-
-
-MODELS = {
-    "OPT-66B, SEPTQ": (opt_66b, "septq"),
-    "LLaMA-65B, SpQR": (llama_65b, "spqr"),
-    "BLOOM-176B, SEPTQ": (bloom_176b, "septq"),
-}
+MODELS = {"OPT-66B, SEPTQ": (opt_66b, "septq"), "LLaMA-65B, SpQR": (llama_65b, "spqr")}
 
 
 def predict(rates: Rates) -> dict[str, Any]:

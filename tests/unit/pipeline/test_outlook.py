@@ -174,6 +174,14 @@ def refusal(spec: JobSpec, devices: Devices) -> str:
     return caught.value.message
 
 
+def test_shards_without_a_slice_send_no_grams(opt: Path) -> None:
+    many = Devices("cuda", 64, 141 * GIB)
+    assert (
+        plan(spec_of(opt, SEPTQ, devices=64), many).peak_device_bytes
+        <= plan(spec_of(opt, SEPTQ, devices=9), many).peak_device_bytes
+    )
+
+
 def test_a_refusal_names_the_smallest_change_that_fits(opt: Path) -> None:
     """Each is tried: what it names fits, and one less of the change does not."""
     spec = spec_of(opt, SEPTQ)

@@ -193,7 +193,8 @@ class Estimate:
     def _factors(self, columns: list[int], owned: list[int]) -> int:
         """Of a stage's taps, some of them a shard's own: all shards' Grams of these come to it; a factor takes two."""
         collected = _nodes(self._slices()) * sum(map(self._gram, columns))
-        arriving = (self.num_shards - 1) * _nodes(self._slices()) * max(map(self._gram, owned), default=0)
+        others = min(self.num_shards - 1, NUM_SLICES, self.spec.calibration.num_sequences)  # that hold a slice
+        arriving = others * _nodes(self._slices()) * max(map(self._gram, owned), default=0)
         factorizing = [
             self._solved_with(owned[:index])
             + sum(map(self._gram, owned[index:]))
