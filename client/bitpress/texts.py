@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-KNOWN_DATASETS = ("wikitext2", "ptb", "c4")
+KNOWN_DATASETS = ("wikitext2", "ptb", "ptb-new", "c4", "c4-new")
 DATASET_SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 

@@ -21,9 +21,9 @@ from bitpress.jobs import Calibration
 from bitpress_workers.pipeline.calibration import (
     calibration_tokens,
     evaluation_windows,
-    load_documents,
     tokens_sha256,
 )
+from bitpress_workers.pipeline.documents import load_documents
 
 
 @pytest.fixture(scope="module")
@@ -202,23 +202,47 @@ def test_wikitext2_rows_are_joined_as_the_reference_does(data_directory: Path) -
     assert load_documents("wikitext2", "evaluation").texts == (" = B = \n\n\n",)
 
 
-def test_ptb_is_joined_by_blank_lines_to_calibrate_and_by_spaces_to_evaluate(data_directory: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "trained_on", "measured_on"),
+    [("ptb", "train one\n\ntwo", "valid one\n\ntwo"), ("ptb-new", "train one two", "test one two")],
+)
+def test_both_variants_of_ptb(data_directory: Path, name: str, trained_on: str, measured_on: str) -> None:
     for part in ("train", "valid", "test"):
         (data_directory / "ptb" / f"ptb.{part}.txt").write_text(f" {part} one \n two \n")
 
-    assert load_documents("ptb", "calibration").texts == ("train one\n\ntwo",)
-    assert load_documents("ptb", "evaluation").texts == ("test one two",)
+    assert load_documents(name, "calibration").texts == (trained_on,)
+    assert load_documents(name, "evaluation").texts == (measured_on,)
 
 
-def test_c4_is_documents_and_its_evaluation_is_bounded(
-    data_directory: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
-    write_jsonl(data_directory / "c4" / "c4_train.jsonl", [{"text": "a"}, {"text": "b"}])
-    write_jsonl(data_directory / "c4" / "c4_other.jsonl", [{"text": words(range(10))}] * 1200)
+def write_c4(directory: Path, texts: list[str]) -> None:
+    write_jsonl(directory / "c4" / "c4_train.jsonl", [{"text": "a"}, {"text": "b"}])
+    write_jsonl(directory / "c4" / "c4_validation.jsonl", [{"text": text} for text in texts])
 
-    assert load_documents("c4", "calibration").texts == ("a", "b")
-    assert len(load_documents("c4", "evaluation").texts) == 1100
-    assert evaluation_windows("c4", 8, None, tokenizer).shape == (256, 8)
+
+def test_c4_new_is_the_first_documents_joined_and_cut(data_directory: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    write_c4(data_directory, ["1 2 3"] * 1000 + ["4 5 6"] * 200)
+
+    assert load_documents("c4-new", "calibration").texts == ("a", "b")
+    windows_KS = evaluation_windows("c4-new", 8, None, tokenizer)
+    stream = [0, *[1, 2, 3] * 1000, *[4, 5, 6] * 100]
+    assert windows_KS.flatten().tolist() == stream[: 256 * 8]
+    assert len(evaluation_windows("c4-new", 16, None, tokenizer)) == 3301 // 16
+    assert len(evaluation_windows("c4-new", 8, 7, tokenizer)) == 7
+
+
+def test_c4_is_256_windows_drawn_with_seed_0(data_directory: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    texts = [words(range(first, first + length)) for first, length in [(1, 3), (100, 30), (200, 6), (300, 9), (400, 7)]]
+    write_c4(data_directory, texts)
+    random.seed(0)
+    expected = []
+    while len(expected) < 256:
+        tokens = [0, *map(int, texts[random.randint(0, len(texts) - 1)].split())]
+        if len(tokens) >= 8:
+            offset = random.randint(0, len(tokens) - 8 - 1) if len(tokens) > 8 else 0
+            expected.append(tokens[offset : offset + 8])
+
+    assert evaluation_windows("c4", 8, None, tokenizer).tolist() == expected
+    assert evaluation_windows("c4", 8, 5, tokenizer).tolist() == expected[:5]
 
 
 def test_known_set_without_the_split(data_directory: Path) -> None:

@@ -31,7 +31,7 @@ from bitpress_workers.pipeline.storage import ASSUMED_OUTLIERS, block_bytes, out
 from bitpress_workers.pipeline.traffic import block_traffic
 
 BYTES_OF_A_TOKEN = 4  # of English text, for most tokenizers of these families
-TEXT_BYTES = {"wikitext2": 1_290_590, "ptb": 449_945}  # of the evaluated parts
+TEXT_BYTES = {"wikitext2": 1_290_590, "ptb": 399_782, "ptb-new": 449_945}  # of the evaluated parts
 C4_WINDOWS = 256  # what is evaluated of it; see `calibration`
 UNKNOWN_WINDOWS = 256  # of a text that is not on this host
 DOCUMENTS_PER_STEP = 2  # of the restorative stage; see `restoration`
@@ -114,7 +114,7 @@ def evaluated_windows(evaluation: Evaluation) -> tuple[int, list[str]]:
 
 
 def _windows(name: str, sequence_length: int) -> int:
-    if name == "c4":
+    if name in ("c4", "c4-new"):
         return C4_WINDOWS
     path = Path(name)
     size = TEXT_BYTES.get(name) or (path.stat().st_size if path.is_file() else None)

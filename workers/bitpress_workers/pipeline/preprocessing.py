@@ -17,7 +17,7 @@ from bitpress.errors import CalibrationError, UnsupportedModel
 from bitpress.jobs import Progress
 from bitpress.methods import LoRAPreprocessing
 from bitpress_service.jobstore import BlockRecord
-from bitpress_workers.pipeline.calibration import load_documents
+from bitpress_workers.pipeline.documents import load_documents
 from bitpress_workers.pipeline.estimate import DOCUMENT_TOKENS
 from bitpress_workers.pipeline.fleet import Fleet
 from bitpress_workers.pipeline.progress import ProgressMeter
