@@ -65,11 +65,3 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"no tiny file system: {result.stderr.strip()}")
     yield mount
     subprocess.run(["umount", str(mount)], check=True)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share one Ray cluster, nodes of which they kill, run in the order in which they are written."""
-    places = [place for place, item in enumerate(items) if item.path.name == "test_cluster.py"]
-    in_order = sorted((items[place] for place in places), key=lambda item: item.location[1] or 0)
-    for place, item in zip(places, in_order, strict=True):
-        items[place] = item

@@ -80,7 +80,9 @@ LinearDeviation = Literal[
 class LedgerEntry(_Model):
     """A deviation from the plain method: what (a stable word), where, and the numbers."""
 
-    kind: LinearDeviation | Literal["damping-raised", "dead-columns", "starved-expert", "worker-replaced"]
+    kind: (
+        LinearDeviation | Literal["damping-raised", "dead-columns", "starved-expert", "worker-replaced", "smaller-plan"]
+    )
     where: str
     detail: str
 

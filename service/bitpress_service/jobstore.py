@@ -135,6 +135,8 @@ class JobWork(Protocol):
     ) -> LeaseStatus:
         """Write what is given and send its events. A new block forgets earlier failures, a known one changes nothing.
 
+        status_detail: shown beside the state until it is written again, or the state changes; "" ends it.
+
         Raises Fenced.
         """
         ...

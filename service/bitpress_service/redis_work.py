@@ -45,7 +45,7 @@ class RedisWork(Scripts):
             "record", job_id, fence,
             progress.model_dump_json() if progress else "",
             json.dumps({"message": log}) if log is not None else "",
-            status_detail or "",
+            json.dumps(status_detail) if status_detail is not None else "",
             *(block_arguments(block) if block else ("", "", "")),
         )  # fmt: skip
         return LeaseStatus(unfenced(reply, job_id))

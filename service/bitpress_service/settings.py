@@ -30,6 +30,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
     lease_seconds: float = Field(30.0, gt=0, description="a job whose worker is silent this long goes to another")
+    stall_seconds: float = Field(1800.0, gt=0, description="a shard that stands still this long is replaced")
     device_memory_gib: float | None = Field(
         None, gt=0, description="most that a job may plan to take of a device, of the host for CPU cores; null: all"
     )

@@ -47,6 +47,8 @@ async def test_a_job_from_creation_to_its_artifact(job_store: JobStore) -> None:
     await job_store.record(job.id, claim.fence, progress=progress, block=block_record(0), status_detail="block 0")
     shown = await job_store.get(job.id)
     assert (shown.progress, shown.status_detail) == (progress, "block 0")
+    await job_store.record(job.id, claim.fence, log="it goes on", status_detail="")
+    assert (await job_store.get(job.id)).status_detail is None
     assert await job_store.files(job.id) == {}
 
     ended = await job_store.finish(job.id, claim.fence, state="succeeded", files=FILES)

@@ -1,6 +1,7 @@
 """A Ray cluster of three nodes on this machine, on loopback, one of its parts killed in the middle of a block."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -22,12 +23,14 @@ import ray  # when it is imported, Ray reads how to authenticate, which ray_flee
 from ray.cluster_utils import Cluster
 
 SPQR = {"kind": "spqr", "bits": 3}
+# After three seconds without an answer a node is gone for Ray; by default after half a minute or so.
+SOON = {"health_check_period_ms": 1000, "health_check_timeout_ms": 1000, "health_check_failure_threshold": 3}
 ONE_CORE = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 * 2**20}
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    cluster = Cluster(initialize_head=True, head_node_args=ONE_CORE)
+    cluster = Cluster(initialize_head=True, head_node_args=ONE_CORE | {"_system_config": SOON})
     yield cluster
     cluster.shutdown()
 
@@ -43,7 +46,9 @@ def nodes(cluster: Cluster, session: RaySession) -> list[object]:
     """The two nodes beside the head."""
     while len(cluster.worker_nodes) < 2:
         cluster.add_node(**ONE_CORE)
-    while ray.cluster_resources().get("CPU") != 3:  # a node that another test removed still counts for a while
+    ours = {node.node_id for node in (cluster.head_node, *cluster.worker_nodes)}
+    # A node that another test removed lives on for Ray until it has missed some health checks.
+    while {node["NodeID"] for node in ray.nodes() if node["Alive"]} != ours:
         time.sleep(0.1)
     return list(cluster.worker_nodes)
 
@@ -82,6 +87,30 @@ def test_killed_shards_cost_the_block_in_hand_or_the_evaluation_and_no_more(
     assert [loss.where for loss in losses] == ["after 2 blocks", "after 4 blocks"]
     assert all(loss.detail.startswith("shard 1 on ") for loss in losses)
     assert any(line.startswith("after 2 blocks: shard 1 on ") for line in job.lines)
+
+
+def test_a_shard_that_stands_still_is_named_and_replaced(
+    session: RaySession, nodes: list[object], opt_mini: Path, texts: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    stopped: list[int] = []
+
+    def strike(job: RayJob, progress: Progress) -> None:
+        if in_the_middle(job, progress):
+            fleet = job.fleets[0]
+            fleet.stall_seconds = 15.0
+            stopped.append(in_shard(fleet, 1, os.getpid))
+            os.kill(stopped[0], signal.SIGSTOP)
+
+    spec = make_spec(opt_mini, texts, SPQR, devices=2, evaluation={"datasets": []})
+    job = RayJob(session, tmp_path / "out", strike)
+    report = job.run(spec)
+    assert [fleet.size for fleet in job.fleets] == [2, 2]
+    assert block_hashes(tmp_path / "out") == block_hashes(undisturbed)
+    (loss,) = [entry for entry in report.ledger if entry.kind == "worker-replaced"]
+    assert loss.where == "after 2 blocks"
+    assert re.fullmatch(r"shard 1 on [\d.]+ does not answer, for 15 s or more", loss.detail)
+    with pytest.raises(ProcessLookupError):  # its device is free again
+        os.kill(stopped[0], 0)
 
 
 def test_a_killed_node_leaves_a_smaller_fleet(

@@ -1,13 +1,22 @@
 """The same bytes from every fleet: threads or Ray's actors, any number of shards."""
 
-from collections.abc import Iterator
+import pickle
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pipeline_helpers import block_hashes, make_spec, run
+from pipeline_helpers import block_hashes, ignore, make_spec, run
 from ray_jobs import RayJob
 
+from bitpress.jobs import JobSpec, Progress
+from bitpress_workers.local_run import DirectoryRecorder
+from bitpress_workers.pipeline.fleet import FleetMaker, LocalFleet, local_devices, make_local_fleet
+from bitpress_workers.pipeline.run import Site, run_job
+from bitpress_workers.pipeline.shard import ShardConfig
 from bitpress_workers.ray_fleet import RaySession
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -23,10 +32,17 @@ def session() -> Iterator[RaySession]:
         yield session
 
 
-def short(model: Path, texts: Path, method: dict[str, Any], shards: int) -> Any:
+def short(model: Path, texts: Path, method: dict[str, Any], shards: int, **more: Any) -> JobSpec:
     calibration = {"dataset": str(texts / "calibration.txt"), "num_sequences": 9, "sequence_length": 64}
-    evaluation: dict[str, Any] = {"datasets": []}
-    return make_spec(model, texts, method, calibration=calibration, evaluation=evaluation, devices=shards)
+    changes = {"calibration": calibration, "evaluation": {"datasets": []}, "devices": shards}
+    return make_spec(model, texts, method, **changes | more)
+
+
+def run_on(spec: JobSpec, out: Path, make_fleet: FleetMaker) -> None:
+    """Run a job into a directory, on fleets of one's own."""
+    out.mkdir()
+    recorder = DirectoryRecorder(out, ignore)
+    run_job(spec, str, recorder, Site(local_devices(), make_fleet, out.as_uri(), out / ".restoring"))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -39,13 +55,22 @@ def test_threads(opt_mini: Path, texts: Path, tmp_path: Path, name: str) -> None
     assert all(found == hashes[0] for found in hashes)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_shards_that_take_less_memory(opt_mini: Path, texts: Path, tmp_path: Path, name: str) -> None:
+    def make_fleet(config: ShardConfig, *rest: Any) -> LocalFleet:
+        return make_local_fleet(replace(config, thrifty=True), *rest)
+
+    spec = short(opt_mini, texts, METHODS[name], 2)
+    run(spec, tmp_path / "as planned")
+    run_on(spec, tmp_path / "thrifty", make_fleet)
+    assert block_hashes(tmp_path / "thrifty") == block_hashes(tmp_path / "as planned")
+
+
 @pytest.mark.parametrize(
     ("name", "shards"),
     [
         ("block", 1),
-        ("block", 4),
         ("septq", 2),
-        ("spqr", 3),
         pytest.param("spqr", 8, marks=pytest.mark.slow),
     ],
 )
@@ -55,3 +80,71 @@ def test_actors(session: RaySession, opt_mini: Path, texts: Path, tmp_path: Path
     job.run(short(opt_mini, texts, METHODS[name], shards))
     assert [fleet.size for fleet in job.fleets] == [shards]
     assert block_hashes(tmp_path / "ray") == block_hashes(tmp_path / "local")
+
+
+class Enough(Exception):
+    """Ends a job from outside."""
+
+
+def test_a_job_goes_on_with_other_numbers_of_devices(
+    session: RaySession, opt_mini: Path, texts: Path, tmp_path: Path
+) -> None:
+    def end_after(blocks: int) -> Callable[[RayJob, Progress], None]:
+        def strike(_: RayJob, progress: Progress) -> None:
+            if progress.phase == "calibrating" and progress.blocks_done == blocks and progress.linear == "fc2":
+                raise Enough
+
+        return strike
+
+    sizes = []
+    for shards, blocks in ((2, 1), (4, 2), (3, 4)):
+        job = RayJob(session, tmp_path / "ray", end_after(blocks))
+        with pytest.raises(Enough) if blocks < 4 else nullcontext():
+            job.run(short(opt_mini, texts, METHODS["spqr"], shards))
+        sizes += [fleet.size for fleet in job.fleets]
+        assert len(block_hashes(tmp_path / "ray")) == blocks
+    assert sizes == [2, 4, 3]
+    run(short(opt_mini, texts, METHODS["spqr"], 1), tmp_path / "local")
+    assert block_hashes(tmp_path / "ray") == block_hashes(tmp_path / "local")
+
+
+class MeasuredFleet(LocalFleet):
+    """Notes the size of what its controller hands out, by method, and of what it gets back."""
+
+    def __init__(self, config: ShardConfig, size: int) -> None:
+        self.sizes: Counter[str] = Counter()
+        super().__init__(config, size)
+
+    def on(self, index: int, method: Callable[..., Any], *args: Any) -> Any:
+        self._note(method.__name__, args)
+        return super().on(index, method, *args)
+
+    def get(self, refs: Sequence[Any]) -> list[Any]:
+        values = super().get(refs)
+        for value in values:
+            self._note("returned", value)
+        return values
+
+    def _note(self, what: str, value: Any) -> None:
+        self.sizes[what] = max(self.sizes[what], len(pickle.dumps(value)))
+
+
+@pytest.mark.parametrize(
+    "method", [*METHODS.values(), {"kind": "ptq161", "epochs": 2}], ids=lambda method: method["kind"]
+)
+def test_the_controller_holds_reports_and_tokens_alone(
+    opt_mini: Path, texts: Path, tmp_path: Path, method: dict[str, Any]
+) -> None:
+    fleets: list[MeasuredFleet] = []
+
+    def make_fleet(config: ShardConfig, size: int, fewest: int, waiting: Any) -> LocalFleet:
+        fleets.append(MeasuredFleet(config, size))
+        return fleets[-1]
+
+    evaluation = {"datasets": [str(texts / "evaluation.txt")], "sequence_length": 64, "max_sequences": 6}
+    run_on(short(opt_mini, texts, method, 2, evaluation=evaluation), tmp_path / "out", make_fleet)
+    sizes = fleets[0].sizes
+    tokens = 8 * 9 * 64
+    assert tokens < sizes.pop("start") < tokens + 4096
+    # The smallest of what shards hold: activations of a sequence take 32 KiB, a weight 64 KiB, a Hessian as much.
+    assert max(sizes.values()) < 16 * 1024, sizes

@@ -19,30 +19,41 @@ import ray  # when it is imported, Ray reads how to authenticate, which ray_flee
 @dataclass(frozen=True)
 class Logbook(DirectoryRecorder):
     lines: list[str] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
 
     def log(self, message: str) -> None:
         self.lines.append(message)
 
+    def waiting(self, reason: str) -> None:
+        self.reasons.append(reason)
+
 
 @dataclass
 class RayJob:
-    """One job into a directory. strike: called with every progress; fleets: all that the job had, in order."""
+    """One job into a directory, where an earlier one may have begun it.
+
+    strike: called with every progress; fleets: all that the job had, in order; lines: what it logged;
+    reasons: why it waited.
+    """
 
     session: RaySession
     directory: Path
     strike: Callable[["RayJob", Progress], None] = lambda job, progress: None
     fleets: list[RayFleet] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
 
     def run(self, spec: JobSpec) -> Report:
-        self.directory.mkdir()
+        self.directory.mkdir(exist_ok=True)
         site = Site(
             devices=self.session.devices(),
             make_fleet=self._make_fleet,
             store_url=self.directory.as_uri(),
             scratch=self.directory / ".restoring",
         )
-        recorder = Logbook(self.directory, lambda progress: self.strike(self, progress), lines=self.lines)
+        recorder = Logbook(
+            self.directory, lambda progress: self.strike(self, progress), lines=self.lines, reasons=self.reasons
+        )
         return run_job(spec, str, recorder, site)
 
     def _make_fleet(self, config: ShardConfig, size: int, fewest: int, waiting: Callable[[str], None]) -> RayFleet:

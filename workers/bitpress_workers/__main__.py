@@ -95,6 +95,7 @@ def dispatch() -> None:
             storage_url=storage_url,
             ray_address=os.environ.get("RAY_ADDRESS", "local"),
             logs=settings.state_dir / "logs",
+            stall_seconds=settings.stall_seconds,
             lease_seconds=settings.lease_seconds,
             device_memory_gib=settings.device_memory_gib,
         )

@@ -43,6 +43,7 @@ class Dispatcher:
     storage_url: str
     ray_address: str
     logs: Path
+    stall_seconds: float
     lease_seconds: float = 15.0
     device_memory_gib: float | None = None
     poll_seconds: float = 0.5
@@ -135,6 +136,7 @@ class Dispatcher:
             device_memory_gib=self.device_memory_gib,
             scratch=str(scratch),
             dispatcher_pid=os.getpid(),
+            stall_seconds=self.stall_seconds,
             traceparent=tracing.traceparent(),
         )
         self.logs.mkdir(mode=0o700, parents=True, exist_ok=True)

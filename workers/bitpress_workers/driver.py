@@ -49,6 +49,7 @@ class Order(BaseModel):
     device_memory_gib: float | None
     scratch: str
     dispatcher_pid: int
+    stall_seconds: float
     traceparent: str = ""
 
 
@@ -93,6 +94,9 @@ class JobRecorder:
         log.info("%s", message)
         self._record(log=message)
 
+    def waiting(self, reason: str) -> None:
+        self._record(status_detail=reason)
+
     def finish(self, files: Mapping[str, str]) -> None:
         self.files = dict(files)
 
@@ -131,7 +135,7 @@ def _run(order: Order, recorder: JobRecorder) -> None:
     job = order.job
     recorder.log(f"attempt {job.attempt}: starting Ray ({order.ray_address})")
     ray_dir = Path(order.scratch) / "r"  # Ray opens its directory to everybody; the one above stays shut
-    with RaySession(order.ray_address, job.spec.devices, str(ray_dir)) as session:
+    with RaySession(order.ray_address, job.spec.devices, str(ray_dir), order.stall_seconds) as session:
         site = Site(
             devices=session.devices().within(order.device_memory_gib),
             make_fleet=session.make_fleet,

@@ -50,6 +50,9 @@ class DirectoryRecorder:
     def log(self, message: str) -> None:
         """Progress says it all."""
 
+    def waiting(self, reason: str) -> None:
+        """Nothing to do: threads never wait."""
+
     def finish(self, files: Mapping[str, str]) -> None:
         """Nothing left to do: the manifest is there."""
 

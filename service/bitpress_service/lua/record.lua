@@ -1,4 +1,4 @@
--- ARGV: id, fence, progress, log event, status detail, block index, block record, block event; each '' when absent
+-- ARGV: id, fence, progress, log event, status detail (JSON), block index, block record, block event; each '' when absent
 -- Returns 'ok', 'cancel' or 'fenced'.
 local id, fence, progress, log, detail, index, record, block = unpack(ARGV)
 
@@ -21,7 +21,7 @@ if progress ~= '' then
   redis.call('HSET', key, 'progress', progress)
   emit(id, 'progress', '{"progress":' .. progress .. '}')
 end
-if detail ~= '' then redis.call('HSET', key, 'status_detail', detail) end
+if detail ~= '' then redis.call('HSET', key, 'status_detail', cjson.decode(detail)) end
 if index ~= '' and redis.call('HGET', prefix .. 'blocks:' .. id, index) ~= record then
   redis.call('HSET', prefix .. 'blocks:' .. id, index, record)
   -- Retries are for a job that does not get on.

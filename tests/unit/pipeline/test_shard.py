@@ -48,9 +48,10 @@ def solve(shard: Shard) -> None:
 
 
 def train(shard: Shard) -> None:
-    state = shard.begin_training(shard.pass_reference())
-    shard.prepare_training(state)
-    shard.finish_training(shard.walk(state))
+    shard.pass_reference()
+    shard.begin_training()
+    shard.train()
+    shard.finish_training()
 
 
 def tensor_bytes() -> int:

@@ -31,6 +31,7 @@ class Activations:
         states: hidden states of each micro-batch, further on in the network, that are taken instead.
         """
         self._skeleton, self._on_host = skeleton, on_host
+        self.num_forwards = 0
         self._batches = list(batches)
         self._tokens = [tokens_NS[batch.start : batch.stop] for batch in batches]
         self._hidden: list[Tensor] = []
@@ -62,6 +63,7 @@ class Activations:
 
     def forward(self, block: Callable[..., Any], block_index: int, batch: int) -> Tensor:
         """Return a block's output for a micro-batch; with a gradient where the block's weights have one."""
+        self.num_forwards += 1
         arguments = self._arguments[self._tokens[batch].shape]
         return self._skeleton.run_block(block, block_index, self.hidden(batch), arguments)
 

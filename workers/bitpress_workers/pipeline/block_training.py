@@ -4,7 +4,7 @@ Two streams of activations pass through the network: `reference`, that of the de
 `calibration`, that of the model compressed so far. The dense block's outputs for both are what the
 compressed block is trained to give for the latter. Each step of the optimizer sees one sequence,
 so a block's training is one walk over all sequences, many times; sequences stay where they are, and
-the little that a walk changes, `TrainingState`, travels from shard to shard in the sequences' order.
+what a walk changes, `TrainingState`, goes from shard to shard in the sequences' order.
 So any number of shards takes the same steps.
 
 Shapes: N sequences, T tokens of a sequence, D hidden size, O rows (outputs), I columns (inputs).

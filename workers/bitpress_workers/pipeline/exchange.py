@@ -22,7 +22,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # typed her
 from bitpress.errors import WorkerLost
 from bitpress_workers.pipeline.packing import flatten, header_of, read_header, rebuild
 
-PEER_SECONDS = 7200.0  # a shard without a slice waits for the others' forwards: on CPUs these may take an hour
+PEER_SECONDS = 86400.0  # a shard waits as long as others work, which may be hours; the fleet ends a wait for nothing
 TAG = 0
 _LEFT = object()  # in a box of a meeting that somebody left
 
@@ -59,6 +59,10 @@ class Group(Protocol):
 
     def receive(self, peer: int) -> Any:
         """Return the next value that another shard sends to this one."""
+        ...
+
+    def headway(self) -> tuple[int, str]:
+        """How often this shard has exchanged so far, and whom it waits for now; may be called from any thread."""
         ...
 
 
@@ -121,6 +125,10 @@ class LocalGroup:
     def receive(self, peer: int) -> Any:
         return self._here(self._meeting.take(peer, self.rank))
 
+    def headway(self) -> tuple[int, str]:
+        """Nothing: threads of one process are not looked at."""
+        return 0, ""
+
     def _exchange(self, value: Any) -> list[Any]:
         self._meeting.values[self.rank] = value
         self._meeting.wait()
@@ -148,6 +156,7 @@ class ProcessGroup:
         seconds: how long this shard waits for another one. Raises PeerLost when they do not all come.
         """
         self.rank, self.size, self.device = rank, size, device
+        self._num_moves, self._waits_for = 0, ""
         timeout = timedelta(seconds=seconds)
         try:
             self._gloo = _gloo(PrefixStore("gloo", store), rank, size, timeout, host)
@@ -181,6 +190,9 @@ class ProcessGroup:
     def receive(self, peer: int) -> Any:
         return self._receive(peer, lambda backend, tensor: backend.recv([tensor], peer, TAG))
 
+    def headway(self) -> tuple[int, str]:
+        return self._num_moves, self._waits_for
+
     def _send(self, value: Any, peer: int, move: Move) -> None:
         structure, tensors = flatten(value)
         header = torch.frombuffer(bytearray(header_of(structure, tensors)), dtype=torch.uint8)
@@ -197,11 +209,15 @@ class ProcessGroup:
         """Send or receive a tensor in place, as bytes: not every backend knows every type."""
         if tensor.numel():
             backend = self._nccl if tensor.is_cuda else self._gloo
+            self._num_moves += 1
+            self._waits_for = f"shard {peer}" if peer != self.rank else "all others"
             try:
                 move(backend, tensor.flatten().view(torch.uint8)).wait()
             except RuntimeError as error:
                 what = f"shard {self.rank} lost shard {peer}" if peer != self.rank else f"shard {peer} lost another"
                 raise PeerLost(f"{what}: {_first_line(error)}") from error
+            finally:
+                self._waits_for = ""
         return tensor
 
 

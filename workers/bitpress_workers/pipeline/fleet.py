@@ -1,8 +1,7 @@
 """A fleet runs Shard's methods on all shards; the block loop reads the same whatever the fleet.
 
-Calls return references at once; `get` waits for values. Methods in which shards exchange tensors are
-called on all of them. A reference may also be an argument of a later call and is resolved there, so
-that what one shard hands to another does not visit the caller.
+Calls return references at once; `get` waits for values, which are small: what shards hand to each
+other goes through their Group. Methods in which they exchange are called on all of them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,8 +10,8 @@ from typing import Any, Protocol
 
 import torch
 
-from bitpress.errors import OutOfMemory
 from bitpress_workers.pipeline.exchange import LocalGroup, Meeting
+from bitpress_workers.pipeline.memory import out_of_memory
 from bitpress_workers.pipeline.plan import Devices
 from bitpress_workers.pipeline.shard import Shard, ShardConfig, device_of
 
@@ -68,7 +67,7 @@ class LocalFleet:
 
     def __init__(self, config: ShardConfig, size: int) -> None:
         self.size = size
-        # One thread per shard keeps a shard's calls in order; a call only waits for calls made before it.
+        # One thread per shard keeps a shard's calls in order.
         self._threads = [ThreadPoolExecutor(1, thread_name_prefix=f"shard-{index}") for index in range(size)]
         self._meeting = Meeting(size)
         groups = [LocalGroup(self._meeting, index, device_of(config.device, index)) for index in range(size)]
@@ -97,7 +96,7 @@ class LocalFleet:
 
     def _run(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         try:
-            return function(*(_resolve(arg) for arg in args))
+            return function(*args)
         except BaseException as error:
             self._meeting.leave(error)  # the other shards may wait for this one
             raise
@@ -106,12 +105,10 @@ class LocalFleet:
 def _value(ref: Future[Any]) -> Any:
     try:
         return ref.result()
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory(f"a device ran out of memory: {error}") from error
-
-
-def _resolve(arg: Any) -> Any:
-    return arg.result() if isinstance(arg, Future) else arg
+    except (MemoryError, OSError, RuntimeError) as error:
+        if found := out_of_memory(error):
+            raise found from error
+        raise
 
 
 def make_local_fleet(config: ShardConfig, size: int, fewest: int, waiting: Callable[[str], None]) -> LocalFleet:

@@ -98,3 +98,8 @@ class Members:
         for member in self:
             with self.part(member, on_shards=False):
                 member.recorder.log(message)
+
+    def waiting(self, reason: str) -> None:
+        for member in self:
+            with self.part(member, on_shards=False):
+                member.recorder.waiting(reason)

@@ -1,10 +1,15 @@
-"""This process's memory, and this host's."""
+"""This process's memory, and this host's; what it looks like when there is not enough."""
 
 import ctypes
+import errno
 import os
 import platform
 import resource
 from pathlib import Path
+
+import torch
+
+from bitpress.errors import OutOfMemory
 
 M_MMAP_THRESHOLD = -3  # malloc.h of the GNU C library
 LARGE_BYTES = 2**20
@@ -50,3 +55,22 @@ def peak_resident_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
     return int(peak.split()[1]) * 1024
+
+
+def out_of_memory(error: BaseException | None) -> OutOfMemory | None:
+    """Return our error for one that says that memory ran out, on a device or on its host; nothing for others."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return OutOfMemory(f"a device ran out of memory: {error}")
+    refused = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    if refused or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    ):  # torch has no class for it
+        return OutOfMemory(f"a host ran out of memory: {error}")
+    return None
+
+
+def num_killed_for_memory() -> int:
+    """How many processes this host's system has ended for lack of memory so far; 0 when it does not say."""
+    counters = Path("/proc/vmstat")
+    lines = counters.read_text().splitlines() if counters.exists() else []
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)

@@ -46,6 +46,9 @@ class Unrecorded:
     def log(self, message: str) -> None:
         self.recorder.log(message)
 
+    def waiting(self, reason: str) -> None:
+        self.recorder.waiting(reason)
+
     def finish(self, files: Mapping[str, str]) -> None:
         raise AssertionError("a first pass leaves no artifact")
 

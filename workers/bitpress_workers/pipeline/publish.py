@@ -43,6 +43,10 @@ class Recorder(Protocol):
 
     def log(self, message: str) -> None: ...
 
+    def waiting(self, reason: str) -> None:
+        """Show what the job waits for; "": it waits no longer."""
+        ...
+
     def finish(self, files: Mapping[str, str]) -> None:
         """The artifact is complete: object keys by file name, the manifest's among them."""
         ...

@@ -39,13 +39,17 @@ class RowSolving:
         *,
         slices: Sequence[range],
         row_tile: int,
+        one_by_one: bool = False,
     ) -> None:
-        """slices: calibration sequences of each slice. row_tile: rows of one tile."""
+        """slices: calibration sequences of each slice. row_tile: rows of one tile.
+
+        one_by_one: run forwards for each tap, so that its Grams alone are in memory; no bit depends on it.
+        """
         self._method, self._group, self._block = method, group, block
         self._block_index, self._name = block_index, block_name
         self._taps = {tap.name: tap for tap in taps}
         self._owners = {tap.name: number % group.size for number, tap in enumerate(taps)}
-        self._slices, self._row_tile = slices, row_tile
+        self._slices, self._row_tile, self._one_by_one = slices, row_tile, one_by_one
         self._factorized: dict[str, TapData] = {}
 
     def factorize(self, names: Sequence[str], activations: Activations) -> dict[str, TapFacts]:
@@ -53,6 +57,8 @@ class RowSolving:
 
         Returns what the report says of those taps that this shard owns.
         """
+        if self._one_by_one and len(names) > 1:
+            return {tap: facts for name in names for tap, facts in self.factorize([name], activations).items()}
         taps = [self._taps[name] for name in names]
         collected = collect(
             self._block,

@@ -133,19 +133,24 @@ class Pipeline:
                 member.plan = self._make_plan(member, member.spec)
         self.bytes_before = sizes.linear_bytes
         self.original = self.opened = ModelSource(uri=checkpoint.uri, revision=checkpoint.revision)
+        on_cpu = site.devices.kind == "cpu"
         (num_shards,) = {member.plan.num_shards for member in self.members}
-        self.fleet = LastingFleet(self._make_fleet, num_shards, self.members)
+        self.fleet = LastingFleet(self._make_fleet, num_shards, self.members, shared_memory=on_cpu)
         self.fleet.run(lambda _: None)  # starting it is no part of calibrating
 
-    def _make_fleet(self, size: int, fewest: int) -> Fleet:
+    def _make_fleet(self, size: int, fewest: int, thrifty: bool) -> Fleet:
         config = ShardConfig(
             model=self.opened,
             methods={member.number: ShardMethod(member.spec.method, member.plan.row_tile) for member in self.members},
             device=self.site.devices.kind,
             store_url=self.site.store_url,
             slices=next(iter(self.members)).plan.slices,
+            thrifty=thrifty,
         )
         fleet = self.site.make_fleet(config, size, fewest, self._wait)
+        if self.waiting_for:
+            self.waiting_for = ""
+            self.members.waiting("")
         if any(self._plan_for(fleet, member).offloaded for member in self.members):
             fleet.get(fleet.all(Shard.offload))
         return fleet
@@ -166,9 +171,10 @@ class Pipeline:
         return make_plan(spec, member.method, self.sizes, num_windows, self.site.devices, num_members)
 
     def _wait(self, why: str) -> None:
-        """Say once why the jobs have to wait, and notice those that were cancelled."""
+        """Say once why the jobs have to wait, show it as long as they do, and notice those that were cancelled."""
         if why != self.waiting_for:
             self.members.log(why)
+            self.members.waiting(why)
         self.waiting_for = why
         for member in self.members:
             with self.members.part(member, on_shards=False):

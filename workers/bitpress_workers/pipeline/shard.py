@@ -58,13 +58,18 @@ class ShardMethod:
 
 @dataclass(frozen=True)
 class ShardConfig:
-    """What every shard of a run is built from; crosses process borders. methods: by member."""
+    """What every shard of a run is built from; crosses process borders. methods: by member.
+
+    thrifty: take less memory, for the same bits: keep activations on the host, read no block ahead,
+    make one Hessian at a time.
+    """
 
     model: ModelSource
     methods: Mapping[int, ShardMethod]
     device: str
     store_url: str
     slices: tuple[range, ...]
+    thrifty: bool = False
 
 
 def device_of(kind: str, number: int) -> torch.device:
@@ -83,13 +88,15 @@ class Shard:
         self._member = next(iter(self._methods))
         self.open(config.model, config.store_url)
         self._activations: dict[str, Activations] = {}
-        self._offloaded = False
+        self._offloaded = config.thrifty
         self._block = nn.Module()
         self._block_index = -1
         self._taps: dict[str, Tap] = {}
         self._dense: dict[str, Tensor] = {}
         self._compressed: dict[str, CompressedLinear] = {}
         self._solving: RowSolving | None = None
+        self._surveys: Surveys
+        self._state: TrainingState
         self._training: BlockTraining
         self._chains: dict[int, str] = {}
         self._restoration: Restoration
@@ -144,7 +151,7 @@ class Shard:
 
     def prefetch(self) -> None:
         """Start reading the block after the one in hand; called when what takes most memory is over."""
-        if self._block_index + 1 < self._skeleton.num_blocks:
+        if self._block_index + 1 < self._skeleton.num_blocks and not self._config.thrifty:
             pinnable = pinnable_bytes() if self._device.type == "cuda" else 0
             self._skeleton.prefetch_block(self._block_index + 1, pinnable)
 
@@ -168,6 +175,7 @@ class Shard:
             list(self._taps.values()),
             slices=self._config.slices,
             row_tile=self._config.methods[self._member].row_tile,
+            one_by_one=self._config.thrifty,
         )
 
     def factorize(self, taps: Sequence[str]) -> dict[str, TapFacts]:
@@ -247,40 +255,47 @@ class Shard:
             self._chains[index] = chain_link(self._chains[index - 1], self.fingerprint())
         return self._chains[index]
 
-    # A block in training: pass_reference, begin, prepare, walk (many times), finish.
+    # A block in training: pass_reference, begin, train (many times), finish.
 
-    def pass_reference(self) -> Surveys:
-        """Pass the dense model's activations through the dense block; returns what the method saw of them."""
+    def pass_reference(self) -> None:
+        """Pass the dense model's activations through the dense block; what the method saw of them is kept."""
         taps, stream = list(self._taps.values()), self._stream("reference")
-        surveys, finite = pass_reference(self._training_method(), self._block, self._block_index, taps, stream)
+        self._surveys, finite = pass_reference(self._training_method(), self._block, self._block_index, taps, stream)
         self._require_finite(finite)
-        return surveys
 
-    def begin_training(self, *surveys: Surveys) -> TrainingState:
+    def begin_training(self) -> None:
         """Start from all shards' surveys."""
-        weights = {name: self._weight(name) for tap in self._taps.values() for name in tap.linears}
-        return begin(self._training_method(), weights, list(self._taps.values()), surveys)
-
-    def prepare_training(self, state: TrainingState) -> None:
+        taps, surveys = list(self._taps.values()), self._group.gather(self._surveys, 0)
+        self._surveys = {}
+        weights = {name: self._weight(name) for tap in taps for name in tap.linears}
+        begun = begin(self._training_method(), weights, taps, surveys) if surveys else None
+        self._state = self._group.broadcast(begun, 0)
         streams = self._stream("reference"), self._stream("calibration")
         name = self._skeleton.block_name(self._block_index)
-        self._training = BlockTraining(self._training_method(), self._block, self._block_index, name, state, streams)
+        self._training = BlockTraining(
+            self._training_method(), self._block, self._block_index, name, self._state, streams
+        )
 
-    def walk(self, state: TrainingState) -> TrainingState:
-        """Take one step for each of this shard's sequences."""
-        return self._training.walk(state)
+    def train(self) -> None:
+        """Take one step for each of all shards' sequences, in their order: the state goes round, back to the first."""
+        rank, size = self._group.rank, self._group.size
+        if rank:
+            self._state = self._group.receive(rank - 1)
+        self._state = self._training.walk(self._state)
+        if size > 1:
+            self._group.send(self._state, (rank + 1) % size)
+        if size > 1 and not rank:
+            self._state = self._group.receive(size - 1)
 
-    def training_losses(self, state: TrainingState) -> list[float]:
-        return state.losses
-
-    def finish_training(self, state: TrainingState) -> dict[str, TrainedPart]:
-        """Put the trained linears into the block in hand; returns what the report says of them."""
+    def finish_training(self) -> tuple[dict[str, TrainedPart], list[float]]:
+        """Put the trained linears into the block in hand; returns what the report says of them, and all losses."""
+        state: TrainingState = self._group.broadcast(self._state, 0)
         compressed = self._training.compress(state)
         parts = self._training.parts(compressed, list(self._taps.values()))
-        del self._training
+        del self._training, self._state
         for name, linear in compressed.items():
             self._install(name, linear)
-        return parts
+        return parts, state.losses
 
     # The whole model, with an adapter in training.
 
@@ -332,6 +347,11 @@ class Shard:
         prefix = self._skeleton.block_name(self._block_index)
         for name, linear in read_linears(self._store.get_bytes(key), sha256, key).items():
             self._install(name.removeprefix(prefix + "."), linear)
+
+    def headway(self) -> tuple[int, int, str]:
+        """How many forwards and exchanges there were, and whom this shard waits for; may be called from any thread."""
+        num_forwards = sum(stream.num_forwards for stream in list(self._activations.values()))
+        return num_forwards, *self._group.headway()
 
     def peak_bytes(self) -> tuple[int, int]:
         """Largest resident memory of this process, largest memory taken on its accelerator."""

@@ -13,7 +13,7 @@ from bitpress_workers.models.family import Tap
 from bitpress_workers.pipeline.block_file import Published
 from bitpress_workers.pipeline.block_training import TrainedPart
 from bitpress_workers.pipeline.evidence import Evidence, TapFacts
-from bitpress_workers.pipeline.fleet import Fleet, Ref
+from bitpress_workers.pipeline.fleet import Fleet
 from bitpress_workers.pipeline.ledger import linear_entries, tap_entries, trained_expert_entries
 from bitpress_workers.pipeline.plan import Plan
 from bitpress_workers.pipeline.progress import ProgressMeter
@@ -122,25 +122,20 @@ class BlockTrainer:
     method: BlockMethod
     meter: ProgressMeter
     streams: ClassVar[tuple[str, ...]] = ("calibration", "reference")
-    _surveys: list[Ref] = field(default_factory=list)
 
     def enter(self) -> None:
         """The dense model's activations pass through the block, published or not."""
-        self._surveys = self.fleet.all(Shard.pass_reference)
-        self.fleet.get(self._surveys)
+        self.fleet.get(self.fleet.all(Shard.pass_reference))
 
     def solve(self, index: int) -> Solved:
         started = time.monotonic()
-        state = self.fleet.on(0, Shard.begin_training, *self._surveys)
-        self.fleet.get(self.fleet.all(Shard.prepare_training, state))
+        self.fleet.get(self.fleet.all(Shard.begin_training))
         self.fleet.get(self.fleet.all(Shard.prefetch))
         for epoch in range(self.method.epochs):
             self.meter.linear(index, None, epoch / self.method.epochs)
-            for shard in range(self.fleet.size):  # in the sequences' order: one walk over all of them
-                state = self.fleet.on(shard, Shard.walk, state)
-            self.fleet.get([state])
-        parts: list[dict[str, TrainedPart]] = self.fleet.get(self.fleet.all(Shard.finish_training, state))
-        losses: list[float] = self.fleet.get([self.fleet.on(0, Shard.training_losses, state)])[0]
+            self.fleet.get(self.fleet.all(Shard.train))
+        found: list[tuple[dict[str, TrainedPart], list[float]]] = self.fleet.get(self.fleet.all(Shard.finish_training))
+        parts, losses = [of_shard for of_shard, _ in found], found[0][1]
         solved = Solved(training_losses=_means(losses, self.method.epochs))
         taps = {name: tap for tap in self.plan.blocks[index].taps for name in tap.linears}
         num_weights = sum(prod(part.shape) for part in parts[0].values())
