@@ -43,8 +43,8 @@ class Dispatcher:
     storage_url: str
     ray_address: str
     logs: Path
-    stall_seconds: float
     lease_seconds: float = 15.0
+    stall_seconds: float = 1800.0
     device_memory_gib: float | None = None
     poll_seconds: float = 0.5
     driver_command: Sequence[str] = (sys.executable, "-P", "-m", "bitpress_workers", "drive")
