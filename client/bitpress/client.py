@@ -8,19 +8,21 @@
 Every failure is a `bitpress.errors.BitpressError`.
 """
 
-import re
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import httpx2
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
+from bitpress.answers import job_of, json_of, path_of, plain, read
 from bitpress.artifacts import ArtifactFile, Manifest, Report
-from bitpress.errors import BitpressError, NotFound, Unavailable
-from bitpress.jobs import Event, Job, JobSpec, JobState, StateEvent
+from bitpress.cluster import Cluster
+from bitpress.errors import Unavailable
+from bitpress.jobs import Event, Job, JobEdit, JobFilter, JobSpec, StateEvent
+from bitpress.keys import IssuedKey, KeyRecord, KeyRequest
 from bitpress.plans import DevicesLike, PlanReport, PlanRequest
 from bitpress.pull import OnBytes, pull
 from bitpress.transport import Transport, find_service
@@ -30,13 +32,16 @@ PAGE_SIZE = 100
 POLL_SECONDS = 1.0
 RECONNECT_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 
-_T = TypeVar("_T")
-_JOB = TypeAdapter(Job)
+ALL = JobFilter()
+
 _EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 _EVENTS: TypeAdapter[tuple[Event, ...]] = TypeAdapter(tuple[Event, ...])
 _FILES = TypeAdapter(tuple[ArtifactFile, ...])
 _REPORT = TypeAdapter(Report)
 _PLAN = TypeAdapter(PlanReport)
+_CLUSTER = TypeAdapter(Cluster)
+_ISSUED = TypeAdapter(IssuedKey)
+_KEYS = TypeAdapter(tuple[KeyRecord, ...])
 
 
 class Client:
@@ -63,14 +68,14 @@ class Client:
     def url(self) -> str:
         return self._transport.url
 
-    def submit(self, spec: JobSpec, idempotency_key: str | None = None) -> Job:
+    def submit(self, spec: JobSpec, idempotency_key: str | None = None, priority: int = 0) -> Job:
         """Create a job; a second call with the same key and spec returns the first one's job.
 
         Raises InvalidJob for a spec the service refuses, Conflict for a key used with another spec.
         """
         headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
-        body = spec.model_dump(mode="json")
-        return _job(_json(self._transport.request("POST", "/v1/jobs", json=body, headers=headers)))
+        body, params = spec.model_dump(mode="json"), {"priority": priority}
+        return job_of(json_of(self._transport.request("POST", "/v1/jobs", json=body, params=params, headers=headers)))
 
     def plan(self, spec: JobSpec, devices_like: DevicesLike | None = None) -> PlanReport:
         """What a job would need and cost, on the service's devices or on others.
@@ -79,30 +84,59 @@ class Client:
         Unavailable when no dispatcher is there to make the plan.
         """
         body = PlanRequest.of(spec, devices_like).model_dump(mode="json")
-        return _read(_PLAN, _json(self._transport.request("POST", "/v1/plans", json=body)))
+        return read(_PLAN, json_of(self._transport.request("POST", "/v1/plans", json=body)))
 
     def get(self, job_id: str) -> Job:
-        return _job(_json(self._transport.request("GET", _path(job_id))))
+        return job_of(json_of(self._transport.request("GET", path_of(job_id))))
 
-    def list(self, state: JobState | None = None) -> Iterator[Job]:
-        """Every job, newest first, fetched page by page while the iterator is read."""
-        params: dict[str, str | int] = {"limit": PAGE_SIZE} | ({"state": state.value} if state else {})
+    def list(self, where: JobFilter = ALL) -> Iterator[Job]:
+        """Every job that fits, newest first, fetched page by page while the iterator is read."""
+        given = where.model_dump(mode="json", exclude_defaults=True)
+        params: dict[str, Any] = {"limit": PAGE_SIZE, **given}
         while True:
-            page = _json(self._transport.request("GET", "/v1/jobs", params=params))
-            yield from (_job(data) for data in page.get("data", ()))
+            page = json_of(self._transport.request("GET", "/v1/jobs", params=params))
+            yield from (job_of(data) for data in page.get("data", ()))
             if not page.get("next_cursor"):
                 return
             params["after"] = page["next_cursor"]
 
+    def edit(self, job_id: str, edit: JobEdit, version: int | None = None) -> Job:
+        """Change a job's name, labels or priority. Raises PreconditionFailed when it is not this `version`."""
+        headers = {} if version is None else {"If-Match": f'"{version}"'}
+        body = edit.model_dump(mode="json", exclude_unset=True)
+        return job_of(json_of(self._transport.request("PATCH", path_of(job_id), json=body, headers=headers)))
+
     def cancel(self, job_id: str) -> Job:
         """Ask a job to stop; one that has ended stays as it is."""
-        return _job(_json(self._transport.request("POST", _path(job_id, "cancel"))))
+        return self._ask(job_id, "cancel")
+
+    def pause(self, job_id: str) -> Job:
+        """Ask a job to give its devices back and wait. Raises Conflict when it has ended or is being cancelled."""
+        return self._ask(job_id, "pause")
+
+    def resume(self, job_id: str) -> Job:
+        """Queue a paused job again; it goes on behind its last published block. Raises Conflict as `pause` does."""
+        return self._ask(job_id, "resume")
+
+    def retry(self, job_id: str, fresh: bool = False) -> Job:
+        """Queue a job that failed or was cancelled again; `fresh` computes its published blocks anew as well.
+
+        Raises Conflict for any other job.
+        """
+        return self._ask(job_id, "retry", {"fresh": fresh})
+
+    def delete(self, job_id: str) -> None:
+        """Forget a job that has ended, with all that it made. Raises Conflict when it has not ended."""
+        self._transport.request("DELETE", path_of(job_id))
+
+    def _ask(self, job_id: str, step: str, body: dict[str, bool] | None = None) -> Job:
+        return job_of(json_of(self._transport.request("POST", path_of(job_id, step), json=body)))
 
     def history(self, job_id: str) -> tuple[Event, ...]:
         """The events so far, without waiting for more."""
         headers = {"Accept": "application/json"}
-        page = _json(self._transport.request("GET", _path(job_id, "events"), headers=headers))
-        return _read(_EVENTS, page.get("data"))
+        page = json_of(self._transport.request("GET", path_of(job_id, "events"), headers=headers))
+        return read(_EVENTS, page.get("data"))
 
     def events(self, job_id: str, after: str | None = None) -> Iterator[Event]:
         """Events after the one with id `after` (all when None) as they come, until the job has ended.
@@ -117,7 +151,7 @@ class Client:
                 for event in self._open_events(job_id, after):
                     after = event.id
                     yield event
-                    if isinstance(event, StateEvent) and event.state.terminal:
+                    if isinstance(event, StateEvent) and self._is_end(job_id, event):
                         return
                 if ended and after == seen:
                     return  # the job had ended before the stream was opened: nothing is left to come
@@ -130,13 +164,20 @@ class Client:
                 raise failure
             time.sleep(RECONNECT_SECONDS[misses])
 
+    def _is_end(self, job_id: str, event: StateEvent) -> bool:
+        """Whether a job ended with this event and was not retried since."""
+        if not event.state.terminal:
+            return False
+        job = self.get(job_id)
+        return job.state.terminal and (job.finished_at is None or event.at >= job.finished_at)
+
     def _open_events(self, job_id: str, after: str | None) -> Iterator[Event]:
         headers = {"Accept": "text/event-stream", "Cache-Control": "no-store"}
         if after is not None:
             headers["Last-Event-ID"] = after
-        with self._transport.stream(_path(job_id, "events"), headers) as response:
+        with self._transport.stream(path_of(job_id, "events"), headers) as response:
             for message in httpx2.EventSource(response):
-                yield _read(_EVENT, message.json())
+                yield read(_EVENT, message.json())
 
     def wait(self, job_id: str, timeout_seconds: float | None = None) -> Job:
         """Return the job once it has ended, however it ended.
@@ -151,51 +192,40 @@ class Client:
         return job
 
     def report(self, job_id: str) -> Report:
-        return _read(_REPORT, _json(self._transport.request("GET", _path(job_id, "report"))))
+        return read(_REPORT, json_of(self._transport.request("GET", path_of(job_id, "report"))))
 
     def report_markdown(self, job_id: str) -> str:
-        return self._transport.request("GET", _path(job_id, "report"), headers={"Accept": "text/markdown"}).text
+        return self._transport.request("GET", path_of(job_id, "report"), headers={"Accept": "text/markdown"}).text
 
     def artifacts(self, job_id: str) -> tuple[ArtifactFile, ...]:
         """The files of a finished job's artifact."""
-        return _read(_FILES, _json(self._transport.request("GET", _path(job_id, "artifacts"))).get("data"))
+        return read(_FILES, json_of(self._transport.request("GET", path_of(job_id, "artifacts"))).get("data"))
 
     def pull(self, job_id: str, directory: Path, on_bytes: OnBytes = lambda _file, _bytes: None) -> Manifest:
         """Fetch a job's artifact into `directory`, as `bitpress.pull` says."""
-        return pull(self._transport, _path(job_id, "artifacts"), self.artifacts(job_id), directory, on_bytes)
+        return pull(self._transport, path_of(job_id, "artifacts"), self.artifacts(job_id), directory, on_bytes)
+
+    def cluster(self) -> Cluster:
+        """What the service runs on, and what waits."""
+        data = json_of(self._transport.request("GET", "/v1/cluster"))
+        return read(_CLUSTER, {name: value for name, value in data.items() if name != "object"})
+
+    def models(self) -> dict[str, Any]:
+        """Where models and texts may lie, and the models that were found there."""
+        return json_of(self._transport.request("GET", "/v1/models"))
 
     def methods(self) -> dict[str, Any]:
         """The methods this service offers."""
-        return _json(self._transport.request("GET", "/v1/methods"))
+        return json_of(self._transport.request("GET", "/v1/methods"))
 
+    def create_key(self, request: KeyRequest) -> IssuedKey:
+        """Make an API key; takes a key with the scope `admin`, as the embedded service's own has."""
+        body = request.model_dump(mode="json")
+        return read(_ISSUED, json_of(self._transport.request("POST", "/v1/keys", json=body)))
 
-def _path(job_id: str, *rest: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", job_id):
-        raise NotFound(f"no job can have the id {job_id!r}")
-    return "/".join(("/v1/jobs", job_id, *rest))
+    def keys(self) -> tuple[KeyRecord, ...]:
+        """All API keys that are valid."""
+        return read(_KEYS, json_of(self._transport.request("GET", "/v1/keys")).get("data"))
 
-
-def _json(response: httpx2.Response) -> dict[str, Any]:
-    try:
-        data = response.json()
-    except ValueError:
-        data = None
-    if not isinstance(data, dict):
-        found = response.headers.get("content-type", "nothing")
-        raise BitpressError(f"expected a JSON object from {response.url}, found {found}; is it a Bitpress service?")
-    return data
-
-
-def _job(data: dict[str, Any]) -> Job:
-    return _read(_JOB, {name: value for name, value in data.items() if name not in ("object", "urls")})
-
-
-def _read(adapter: TypeAdapter[_T], data: object) -> _T:
-    try:
-        return adapter.validate_python(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise BitpressError(
-            f"the service's answer is not understood by this version of the client: "
-            f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        ) from None
+    def revoke_key(self, key_id: str) -> None:
+        self._transport.request("DELETE", f"/v1/keys/{plain(key_id, 'key')}")

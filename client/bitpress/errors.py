@@ -6,9 +6,12 @@ BitpressError
 ├── Forbidden           forbidden            403  the key lacks the scope
 ├── NotFound            not-found            404
 ├── Conflict            conflict             409
+├── PreconditionFailed  precondition-failed  412  the job is not the version that If-Match names
 ├── TooManyJobs         too-many-jobs        429  retryable, after Retry-After
+├── TooManyRequests     too-many-requests    429  retryable, after Retry-After
 ├── TooManyStreams      too-many-streams     429  retryable, once another event stream is closed
 ├── Unavailable         unavailable          503  retryable: Redis, the object store or the service is down
+├── SourceNotAllowed    source-not-allowed   422  a model or a text that this service does not read
 ├── UnsupportedModel    unsupported-model    422  not a decoder that Bitpress knows
 ├── CheckpointError     bad-checkpoint       422  files missing, tensors missing, values that are not finite
 ├── CalibrationError    bad-calibration           a text that cannot be read or is too short
@@ -37,6 +40,7 @@ class BitpressError(Exception):
     code: ClassVar[str] = "internal"
     status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
+    retry_after_seconds: float = 1.0
 
     def __init__(self, message: str, details: Sequence[tuple[str, str]] = ()) -> None:
         super().__init__(message)
@@ -73,8 +77,20 @@ class Conflict(BitpressError):
     status = 409
 
 
+class PreconditionFailed(BitpressError):
+    code = "precondition-failed"
+    status = 412
+
+
 class TooManyJobs(BitpressError):
     code = "too-many-jobs"
+    status = 429
+    retryable = True
+    retry_after_seconds = 60.0
+
+
+class TooManyRequests(BitpressError):
+    code = "too-many-requests"
     status = 429
     retryable = True
 
@@ -89,6 +105,11 @@ class Unavailable(BitpressError):
     code = "unavailable"
     status = 503
     retryable = True
+
+
+class SourceNotAllowed(BitpressError):
+    code = "source-not-allowed"
+    status = 422
 
 
 class UnsupportedModel(BitpressError):
@@ -135,9 +156,9 @@ class ArtifactError(BitpressError):
 ERRORS: dict[str, type[BitpressError]] = {
     cls.code: cls
     for cls in (
-        BitpressError, InvalidJob, Unauthorized, Forbidden, NotFound, Conflict, TooManyJobs, TooManyStreams,
-        Unavailable, UnsupportedModel, CheckpointError, CalibrationError, NumericalError, OutOfMemory, Cancelled,
-        WorkerLost, StoreError, ArtifactError,
+        BitpressError, InvalidJob, Unauthorized, Forbidden, NotFound, Conflict, PreconditionFailed, TooManyJobs,
+        TooManyRequests, TooManyStreams, Unavailable, SourceNotAllowed, UnsupportedModel, CheckpointError,
+        CalibrationError, NumericalError, OutOfMemory, Cancelled, WorkerLost, StoreError, ArtifactError,
     )
 }  # fmt: skip
 

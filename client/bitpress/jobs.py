@@ -10,12 +10,12 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from bitpress.errors import InvalidJob
 from bitpress.exports import Export, check_exports
 from bitpress.methods import MethodConfig, check_independent
-from bitpress.texts import Dataset, SequenceLength
+from bitpress.texts import NO_NUL, Dataset, SequenceLength
 
 
 class _Model(BaseModel):
@@ -25,7 +25,7 @@ class _Model(BaseModel):
 class ModelSource(_Model):
     """Where the checkpoint is: a directory, `s3://bucket/prefix`, or a hub id with an optional revision."""
 
-    uri: str = Field(min_length=1, max_length=4096)
+    uri: str = Field(min_length=1, max_length=4096, pattern=NO_NUL)
     revision: str | None = Field(None, max_length=200)
 
 
@@ -53,6 +53,12 @@ class Evaluation(_Model):
         return values
 
 
+Name = Annotated[str, Field(min_length=1, max_length=200, description="what people call the job")]
+LabelKey = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^=]*$")]
+Labels = Annotated[dict[LabelKey, Annotated[str, Field(max_length=200)]], Field(max_length=32)]
+Priority = Annotated[int, Field(ge=-100, le=100, description="higher ones are run first")]
+
+
 Strategy = Annotated[
     Literal["exact", "independent"],
     Field(
@@ -75,7 +81,8 @@ class SpecBase(_Model, Generic[Methods]):
     exports: tuple[Export, ...] = Field((), description="what else the result is written as, under exports/")
     strategy: Strategy = "exact"
     devices: int | None = Field(None, ge=1, le=4096, description="number of shards; null: all devices there are")
-    labels: dict[str, Annotated[str, Field(max_length=200)]] = Field(default_factory=dict, max_length=32)
+    name: Name | None = None
+    labels: Labels = Field(default_factory=dict)
 
     @field_validator("exports")
     @classmethod
@@ -113,14 +120,14 @@ def parse_spec(data: object) -> JobSpec:
 Spec = TypeVar("Spec", bound=BaseModel)
 
 
-def validated(kind: type[Spec], data: object) -> Spec:
-    """Read a spec of some kind from parsed JSON. Raises InvalidJob as `parse_spec` does."""
+def validated(kind: type[Spec], data: object, what: str = "the job spec") -> Spec:
+    """Read what is called `what` from parsed JSON. Raises InvalidJob as `parse_spec` does."""
     try:
         return kind.model_validate(data)
     except ValidationError as error:
         details = [(pointer(e["loc"]), e["msg"]) for e in error.errors(include_url=False, include_context=False)]
         summary = "; ".join(f"{path or '/'}: {text}" for path, text in details)
-        raise InvalidJob(f"the job spec is not valid: {summary}", details) from None
+        raise InvalidJob(f"{what} is not valid: {summary}", details) from None
 
 
 def pointer(location: tuple[int | str, ...]) -> str:
@@ -133,10 +140,12 @@ def pointer(location: tuple[int | str, ...]) -> str:
 
 
 class JobState(StrEnum):
-    """`cancelling` is a running job whose cancellation was asked for."""
+    """`pausing` and `cancelling` are running jobs whose worker still has to learn what was asked for."""
 
     QUEUED = "queued"
     RUNNING = "running"
+    PAUSING = "pausing"
+    PAUSED = "paused"
     CANCELLING = "cancelling"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -144,16 +153,20 @@ class JobState(StrEnum):
 
     @property
     def terminal(self) -> bool:
-        return not TRANSITIONS[self]
+        """Nothing more happens by itself; a retry queues a job that failed or was cancelled again."""
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 
 
+_ENDS = frozenset({JobState.SUCCEEDED, JobState.FAILED})
 TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
-    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED}),
-    JobState.RUNNING: frozenset({JobState.QUEUED, JobState.CANCELLING, JobState.SUCCEEDED, JobState.FAILED}),
-    JobState.CANCELLING: frozenset({JobState.CANCELLED, JobState.SUCCEEDED, JobState.FAILED}),
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.PAUSED, JobState.CANCELLED}),
+    JobState.RUNNING: _ENDS | {JobState.QUEUED, JobState.PAUSING, JobState.CANCELLING},
+    JobState.PAUSING: _ENDS | {JobState.RUNNING, JobState.PAUSED, JobState.CANCELLING},
+    JobState.PAUSED: frozenset({JobState.QUEUED, JobState.CANCELLED}),
+    JobState.CANCELLING: _ENDS | {JobState.CANCELLED},
     JobState.SUCCEEDED: frozenset(),
-    JobState.FAILED: frozenset(),
-    JobState.CANCELLED: frozenset(),
+    JobState.FAILED: frozenset({JobState.QUEUED}),
+    JobState.CANCELLED: frozenset({JobState.QUEUED}),
 }
 
 Phase = Literal["preparing", "restoring", "calibrating", "evaluating", "publishing"]
@@ -180,7 +193,10 @@ class Failure(_Model):
 
 
 class Job(_Model):
-    """A job as the API shows it. `version` grows with every change; times are UTC."""
+    """A job as the API shows it. `version` grows with every change; times are UTC.
+
+    entered_at: when it last came into each of the states it has been in.
+    """
 
     id: str
     tenant: str
@@ -196,7 +212,33 @@ class Job(_Model):
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    entered_at: dict[JobState, datetime] = Field(default_factory=dict)
     version: int = 0
+
+
+class JobEdit(_Model):
+    """What may be changed of a job; a member that is not given stays as it is."""
+
+    name: Name | None = Field(None, description="null takes the name away")
+    labels: Labels = Field(default_factory=dict, description="all labels, in the place of those before")
+    priority: Priority = Field(0, description="only of a job that is queued or paused")
+
+    def apply(self, spec: JobSpec) -> JobSpec:
+        """The spec with the name and the labels that were given."""
+        return spec.model_copy(update=self.model_dump(include=self.model_fields_set & {"name", "labels"}))
+
+
+class JobFilter(_Model):
+    """Which jobs to list: those of which all that is given is true."""
+
+    state: JobState | None = None
+    method: str | None = Field(None, max_length=100, description="kind of the method")
+    model: str | None = Field(None, max_length=4096, description="the model's uri")
+    name: str | None = Field(None, max_length=200, description="part of the name, in upper or lower case")
+    label: tuple[Annotated[str, Field(max_length=301, pattern="^[^=]+=")], ...] = Field(
+        (), max_length=32, description="`key=value`, once for each label"
+    )
+    created_after: AwareDatetime | None = None
 
 
 class JobPage(_Model):

@@ -16,5 +16,6 @@ def _check_dataset(value: str) -> str:
     raise ValueError(f"expected a known name ({known}) or a file ({suffixes}), found {value!r}")
 
 
-Dataset = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_check_dataset)]
+NO_NUL = r"^[^\x00]*$"  # no path holds one
+Dataset = Annotated[str, Field(min_length=1, max_length=4096, pattern=NO_NUL), AfterValidator(_check_dataset)]
 SequenceLength = Annotated[int, Field(ge=8, le=131072, description="tokens of one sequence")]

@@ -1,6 +1,6 @@
 """HTTP with the service: which address, which key, and every failure as one of our errors.
 
-Every request of this API may be sent twice without harm: reads and cancel by nature, submit by
+Every request of this API may be sent twice without harm: reads and steps in a job's life by nature, submit by
 its Idempotency-Key. So one rule holds for all: a lost connection or a busy gateway is tried again.
 """
 
@@ -13,10 +13,11 @@ from typing import Any, Self
 
 import httpx2
 
-from bitpress.errors import BitpressError, Unavailable, from_problem
+from bitpress.errors import BitpressError, TooManyRequests, Unavailable, from_problem
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 RETRY_SECONDS = (0.25, 1.0)
+LONGEST_PAUSE_SECONDS = 30.0  # however long the service would have us wait
 GATEWAY_STATUS = (502, 504)
 # Keep-alive comments arrive on an open event stream every 15 s; a minute of silence means a dead peer.
 TIMEOUT = httpx2.Timeout(60.0, connect=10.0)
@@ -83,7 +84,7 @@ class Transport:
         path: str,
         *,
         json: Any = None,
-        params: Mapping[str, str | int] | None = None,
+        params: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> httpx2.Response:
         """Send a request and return its successful response, read to the end.
@@ -96,10 +97,10 @@ class Transport:
                     response = self._http.request(method, path, json=json, params=params, headers=headers)
                     _raise_for_status(response)
                     return response
-            except Unavailable:
+            except (Unavailable, TooManyRequests) as error:
                 if pause is None:
                     raise
-                time.sleep(pause)
+                time.sleep(error.retry_after_seconds if isinstance(error, TooManyRequests) else pause)
         raise AssertionError("the last attempt returns or raises")
 
     @contextmanager
@@ -139,5 +140,8 @@ def _error(response: httpx2.Response) -> BitpressError:
     if status in GATEWAY_STATUS:
         return Unavailable(f"HTTP {status} from {where}")
     if response.headers.get("content-type", "").startswith("application/problem+json"):
-        return from_problem(response.json(), status)
+        error = from_problem(response.json(), status)
+        if (seconds := response.headers.get("retry-after", "")).isdigit():
+            error.retry_after_seconds = min(float(seconds), LONGEST_PAUSE_SECONDS)
+        return error
     return from_problem({"detail": f"HTTP {status} from {where}"}, status)

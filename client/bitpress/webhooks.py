@@ -20,7 +20,10 @@ from bitpress.errors import Unauthorized
 SECRET_PREFIX = "whsec_"  # noqa: S105
 TOLERANCE_SECONDS = 300.0  # a message that is older may be one that somebody recorded
 
-EventType = Literal["job.queued", "job.running", "job.cancelling", "job.succeeded", "job.failed", "job.cancelled"]
+EventType = Literal[
+    "job.queued", "job.running", "job.pausing", "job.paused", "job.cancelling", "job.succeeded", "job.failed",
+    "job.cancelled",
+]  # fmt: skip
 DeliveryState = Literal["pending", "delivered", "failed"]
 _URL = TypeAdapter(HttpUrl)
 

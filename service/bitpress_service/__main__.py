@@ -16,12 +16,13 @@ from bitpress.errors import BitpressError, Unavailable
 from bitpress_service import embedded_redis, logs, tracing
 from bitpress_service.app import create_app
 from bitpress_service.artifactstore import ArtifactStore
-from bitpress_service.auth import Keys
+from bitpress_service.keys import Keys
 from bitpress_service.metrics import StoreMetrics
 from bitpress_service.outbound import PinnedTransport
 from bitpress_service.redis_client import connect
 from bitpress_service.redis_jobstore import RedisJobStore
 from bitpress_service.settings import Settings
+from bitpress_service.trash import empty_trash
 from bitpress_service.webhook_sender import WebhookSender
 from bitpress_service.webhooks import Webhooks
 
@@ -61,6 +62,7 @@ async def serve(settings: Settings) -> None:
         artifacts = ArtifactStore.from_url(settings.artifacts_url)
         artifacts.sweep()
         await jobs.ping()
+        await empty_trash(jobs, artifacts)
         await _check_keys(settings, keys)
         sender = asyncio.create_task(WebhookSender(webhooks, PinnedTransport(settings.private_webhooks)).run())
         await _Server(create_app(settings, jobs, artifacts, keys, webhooks, StoreMetrics(client)), settings).serve()

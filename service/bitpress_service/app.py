@@ -4,18 +4,21 @@ from fastapi import FastAPI
 
 from bitpress_service import problems
 from bitpress_service.artifactstore import ArtifactStore
-from bitpress_service.auth import Keys
 from bitpress_service.event_feed import EventFeed
 from bitpress_service.jobstore import JobStore
+from bitpress_service.keys import Keys
 from bitpress_service.metrics import MeasuredRequests, ProcessMetrics, StoreMetrics
 from bitpress_service.middleware import BodyLimit, RequestId
 from bitpress_service.routes import artifacts as artifact_routes
 from bitpress_service.routes import events, system
 from bitpress_service.routes import jobs as job_routes
+from bitpress_service.routes import keys as key_routes
 from bitpress_service.routes import metrics as metric_routes
+from bitpress_service.routes import models as model_routes
 from bitpress_service.routes import plans as plan_routes
 from bitpress_service.routes import webhooks as webhook_routes
 from bitpress_service.settings import Settings
+from bitpress_service.sources import Sources
 from bitpress_service.web.app import create_web
 from bitpress_service.webhooks import Webhooks
 
@@ -31,6 +34,7 @@ def create_app(
     app.state.artifacts = artifacts
     app.state.keys = keys
     app.state.webhooks = webhooks
+    app.state.sources = Sources.of(settings)
     app.state.feed = EventFeed(jobs, settings.streams_per_key)
     app.state.metrics = metrics
     app.state.process_metrics = ProcessMetrics(app.state.feed)
@@ -38,15 +42,18 @@ def create_app(
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(RequestId)
     app.add_middleware(MeasuredRequests, metrics=app.state.process_metrics)
-    for router in (
-        job_routes.router,
-        events.router,
-        artifact_routes.router,
-        plan_routes.router,
-        webhook_routes.router,
-        metric_routes.router,
-        system.router,
+    for routes in (
+        job_routes,
+        events,
+        artifact_routes,
+        plan_routes,
+        key_routes,
+        model_routes,
+        webhook_routes,
+        metric_routes,
+        system,
     ):
-        app.include_router(router)
+        app.include_router(routes.router)
+    app.include_router(system.keyed)
     app.mount("/ui", create_web(app.state))
     return app

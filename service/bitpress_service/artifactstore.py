@@ -5,6 +5,7 @@ as part of an artifact is said by the job store alone, so an object nobody recor
 """
 
 import os
+import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
@@ -26,9 +27,14 @@ STREAM_BYTES = 1024 * 1024
 _STALE_SECONDS = 24 * 3600
 
 
+def job_prefix(tenant: str, job_id: str) -> str:
+    """What the keys of all files of a job begin with."""
+    return f"t/{tenant}/jobs/{job_id}/"
+
+
 def job_key(tenant: str, job_id: str, fence: int, name: str) -> str:
     """Key of a file that one attempt of a job writes. Attempts never share a key, so none can disturb another."""
-    return f"t/{tenant}/jobs/{job_id}/a{fence}/{name}"
+    return f"{job_prefix(tenant, job_id)}a{fence}/{name}"
 
 
 class ArtifactStore:
@@ -82,6 +88,14 @@ class ArtifactStore:
             return None
         with _reporting("cannot sign", key):
             return str(obstore.sign(self._store, "GET", key, timedelta(seconds=seconds)))
+
+    def remove(self, prefix: str) -> None:
+        """Remove every object whose key begins with a prefix that ends with a slash."""
+        with _reporting("cannot remove", prefix):
+            for objects in obstore.list(self._store, prefix):
+                obstore.delete(self._store, [found["path"] for found in objects])
+        if self._root is not None:
+            shutil.rmtree(self._root / prefix, ignore_errors=True)  # what is left are directories
 
     def ping(self) -> None:
         """Raises StoreError when the store does not answer or its directory is gone."""

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, Protocol
 
+from bitpress.cluster import Cluster, DispatcherReport
 from bitpress.errors import BitpressError
-from bitpress.jobs import Event, Failure, Job, JobPage, JobSpec, JobState, Progress
+from bitpress.jobs import Event, Failure, Job, JobEdit, JobFilter, JobPage, JobSpec, Progress
 from bitpress.plans import PlanAnswer, PlanRequest
 
 Outcome = Literal["succeeded", "failed", "cancelled"]
+ALL = JobFilter()
+PATIENCE = 600.0  # seconds for which smaller jobs may overtake one that waits for devices
 
 
 class Fenced(BitpressError):
@@ -36,6 +39,14 @@ class Claim:
     job: Job
     fence: int
     traceparent: str = ""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """All the devices of a cluster, which several dispatchers may share; 0 while it cannot be reached."""
+
+    cluster: str
+    devices: int
 
 
 @dataclass(frozen=True)
@@ -61,9 +72,10 @@ class PlanOrder:
 
 
 class LeaseStatus(StrEnum):
-    """What a worker is told on every write: go on, or wind down because the user cancelled."""
+    """What a worker is told on every write: go on, or wind down because the user paused or cancelled."""
 
     OK = "ok"
+    PAUSE = "pause"
     CANCEL = "cancel"
 
 
@@ -71,11 +83,18 @@ class JobRequests(Protocol):
     """What users ask of their jobs. Times are the store's own clock."""
 
     async def create(
-        self, tenant: str, spec: JobSpec, *, idempotency_key: str | None = None, priority: int = 0
+        self,
+        tenant: str,
+        spec: JobSpec,
+        *,
+        idempotency_key: str | None = None,
+        priority: int = 0,
+        max_waiting: int | None = None,
     ) -> tuple[Job, bool]:
         """Store and queue a job; the flag is true when `idempotency_key` had already made this very job.
 
-        Raises Conflict when the key was used with another spec or priority in the last 24 hours.
+        Raises Conflict when the key was used with another spec or priority in the last 24 hours; TooManyJobs
+        when `max_waiting` jobs of the tenant are queued or paused.
         """
         ...
 
@@ -83,17 +102,60 @@ class JobRequests(Protocol):
         """Raises NotFound, also when the job is another tenant's."""
         ...
 
-    async def list(
-        self, tenant: str, *, limit: int, cursor: str | None = None, state: JobState | None = None
-    ) -> JobPage:
-        """Newest first."""
+    async def list(self, tenant: str, *, limit: int, cursor: str | None = None, where: JobFilter = ALL) -> JobPage:
+        """Newest first. A page with a cursor may hold fewer than `limit`, even none.
+
+        Raises ValueError for a cursor that is none.
+        """
         ...
 
     async def request_cancel(self, job_id: str, tenant: str | None = None) -> Job:
-        """A queued job is cancelled at once, a running one becomes `cancelling`, one that ended stays as it is.
+        """A job that waits is cancelled at once, a running one becomes `cancelling`, one that ended stays as it is.
 
         Raises NotFound.
         """
+        ...
+
+    async def pause(self, job_id: str, tenant: str) -> Job:
+        """A queued job is paused at once, a running one becomes `pausing`; its published blocks stay.
+
+        Raises NotFound; Conflict when it has ended or is being cancelled.
+        """
+        ...
+
+    async def resume(self, job_id: str, tenant: str) -> Job:
+        """Queue a paused job again, or forget that a running one was to be paused. Raises as `pause` does."""
+        ...
+
+    async def retry(self, job_id: str, tenant: str, *, fresh: bool = False, max_waiting: int | None = None) -> Job:
+        """Queue a job that failed or was cancelled again; `fresh` forgets the blocks it has published.
+
+        Raises NotFound; Conflict when it neither failed nor was cancelled; TooManyJobs as `create` does.
+        """
+        ...
+
+    async def edit(self, job_id: str, tenant: str, edit: JobEdit, expected_version: int | None = None) -> Job:
+        """Change what `edit` gives.
+
+        Raises NotFound; PreconditionFailed when the job has another version than the expected one; Conflict
+        for another priority of a job that does not wait.
+        """
+        ...
+
+    async def delete(self, job_id: str, tenant: str) -> None:
+        """Forget a job that has ended; its objects go to the trash. Raises NotFound; Conflict when it has not ended."""
+        ...
+
+    async def trash(self) -> Sequence[str]:
+        """Prefixes of objects that no job owns any more."""
+        ...
+
+    async def emptied(self, prefix: str) -> None:
+        """The objects below a prefix of the trash are gone."""
+        ...
+
+    async def changed(self, job_id: str, version: int, wait_seconds: float) -> None:
+        """Return once the job has another version or is gone, after `wait_seconds` at the latest."""
         ...
 
     async def events(self, job_id: str, after: str = "0", limit: int = 1000) -> Sequence[Event]:
@@ -115,8 +177,15 @@ class JobRequests(Protocol):
 class JobWork(Protocol):
     """What workers do with jobs. Times are the store's own clock, never a worker's."""
 
-    async def claim(self, owner: str, lease_seconds: float) -> Claim | None:
-        """Take the first job of the queue: highest priority, then oldest. None when nothing is due."""
+    async def claim(
+        self, owner: str, lease_seconds: float, capacity: Capacity | None = None, patience_seconds: float = PATIENCE
+    ) -> Claim | None:
+        """Take the first job of the queue: highest priority, then oldest. None when nothing is due.
+
+        With a capacity, the first for which enough devices of its cluster are held by no other job; those that
+        have to wait are told so in `status_detail`. One that was passed over for `patience_seconds` is not
+        passed over any more, unless it asks for more devices than there are.
+        """
         ...
 
     async def renew(self, job_id: str, fence: int, lease_seconds: float) -> LeaseStatus:
@@ -165,7 +234,7 @@ class JobWork(Protocol):
     async def release(self, job_id: str, fence: int, *, delay_seconds: float, error: Failure | None = None) -> Job:
         """Give the job back to the queue, not to be claimed for `delay_seconds`; `error` counts as a failure.
 
-        A job that the user asked to cancel ends cancelled. Raises Fenced.
+        A job that the user asked to cancel ends cancelled, one that is to be paused is paused. Raises Fenced.
         """
         ...
 
@@ -173,9 +242,19 @@ class JobWork(Protocol):
         """Take back the jobs whose lease has run out, and return their ids.
 
         Each goes to the queue again; it fails (worker-lost) after `max_stalled_attempts` lost attempts
-        in a row that published no block, and ends cancelled when the user asked for that.
+        in a row that published no block; it is paused or ends cancelled when the user asked for that.
         """
         ...
+
+
+class ClusterBoard(Protocol):
+    """What dispatchers say of themselves and their devices."""
+
+    async def report(self, report: DispatcherReport, keep_seconds: float) -> None:
+        """Forgotten after `keep_seconds`, unless it is said again."""
+        ...
+
+    async def cluster(self) -> Cluster: ...
 
 
 class Plans(Protocol):
@@ -201,7 +280,7 @@ class Plans(Protocol):
         ...
 
 
-class JobStore(JobRequests, JobWork, Plans, Protocol):
+class JobStore(JobRequests, JobWork, ClusterBoard, Plans, Protocol):
     """All jobs of all tenants."""
 
     async def ping(self) -> None:

@@ -13,7 +13,10 @@ _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestId:
-    """Give each request an id, the caller's own when it is a plain word, and send it back."""
+    """Give each request an id, the caller's own when it is a plain word, and send it back.
+
+    With it go the headers that a route has put into `request.state.headers`, whatever it answered.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -28,7 +31,9 @@ class RequestId:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID] = request_id
+                headers.update(scope["state"].get("headers", {}))
             await send(message)
 
         await self._app(scope, receive, send_with_id)

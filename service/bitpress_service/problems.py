@@ -5,6 +5,7 @@ and a message for each field to blame.
 """
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -21,6 +22,8 @@ from bitpress.jobs import pointer
 MEDIA_TYPE = "application/problem+json"
 
 _log = logging.getLogger(__name__)
+
+_TAKE_JOBS = ("/v1/jobs", "/v1/plans")
 
 # What the web framework itself refuses; all else has a class in bitpress.errors.
 _HTTP_CODES = {
@@ -69,16 +72,17 @@ async def _bitpress_error(request: Request, error: Exception) -> JSONResponse:
     if error.status == 401:
         headers["WWW-Authenticate"] = 'Bearer realm="bitpress"'
     if error.retryable:
-        headers["Retry-After"] = "1"
+        headers["Retry-After"] = str(math.ceil(error.retry_after_seconds))
     return _answer(request, error.status, error.code, error.message, error.details, headers)
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
-    """A bad body is a bad job (the only body there is); anything else is a bad request."""
+    """A bad job spec is called that; anything else is a bad request."""
     assert isinstance(error, RequestValidationError)
     details = [_detail(e) for e in error.errors()]
     summary = "; ".join(f"{path or '/'}: {text}" for path, text in details)
-    if any(e["loc"][0] == "body" for e in error.errors()):
+    is_job = request.method == "POST" and request.url.path in _TAKE_JOBS
+    if is_job and any(e["loc"][0] == "body" for e in error.errors()):
         message = f"the job spec is not valid: {summary}"
         return _answer(request, InvalidJob.status, InvalidJob.code, message, details)
     return _answer(request, 422, _HTTP_CODES[422], summary, details)

@@ -9,12 +9,13 @@ from typing import Self
 
 from bitpress.errors import Unavailable
 from bitpress_service.redis_client import connect, reporting_unavailable
+from bitpress_service.redis_cluster import RedisCluster
 from bitpress_service.redis_plans import RedisPlans
 from bitpress_service.redis_requests import RedisRequests
 from bitpress_service.redis_work import RedisWork
 
 
-class RedisJobStore(RedisRequests, RedisWork, RedisPlans):
+class RedisJobStore(RedisRequests, RedisWork, RedisCluster, RedisPlans):
     """JobStore over a Redis 6.2 or newer, or a Valkey. Takes ownership of its client."""
 
     @classmethod

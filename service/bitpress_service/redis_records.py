@@ -57,13 +57,25 @@ def job_of(fields: Mapping[str, str]) -> Job:
         progress=Progress.model_validate_json(fields.get("progress", "{}")),
         attempt=int(fields["attempt"]),
         failures=int(fields["failures"]),
-        cancel_requested="cancel" in fields,
+        cancel_requested=fields.get("asked") == "cancel",
         error=Failure.model_validate_json(fields["error"]) if fields["error"] else None,
         created_at=time_of(fields["created_at"]),
         started_at=time_of(fields["started_at"]) if "started_at" in fields else None,
         finished_at=time_of(fields["finished_at"]) if "finished_at" in fields else None,
+        entered_at={state: time_of(fields[at]) for state in JobState if (at := f"at:{state}") in fields},
         version=int(fields["version"]),
     )
+
+
+def facets(spec: JobSpec) -> tuple[str, str, str, str]:
+    """What lists are filtered by: method, model, name in lower case, labels (each between commas)."""
+    labels = "".join(f"{label_text(key, value)}" for key, value in spec.labels.items())
+    return spec.method.kind, spec.model.uri, (spec.name or "").casefold(), labels
+
+
+def label_text(key: str, value: str) -> str:
+    """A label as it stands in a job's `labels`, which is one of them after the other."""
+    return canonical_json([key, value])
 
 
 def event_of(stream_id: str, fields: Mapping[str, str]) -> Event:

@@ -1,56 +1,131 @@
 """What users ask of their jobs: the part of the job store over Redis that the API calls."""
 
+import asyncio
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bitpress.errors import Conflict
-from bitpress.jobs import Event, Job, JobPage, JobSpec, JobState, canonical_json
+from bitpress.errors import Conflict, PreconditionFailed, TooManyJobs
+from bitpress.jobs import Event, Job, JobEdit, JobFilter, JobPage, JobSpec, canonical_json
+from bitpress_service.artifactstore import job_prefix
+from bitpress_service.jobstore import ALL
 from bitpress_service.redis_client import PREFIX, reporting_unavailable
-from bitpress_service.redis_records import Scripts, event_of, job_of, milliseconds, new_id, not_found, pairs, sha256
+from bitpress_service.redis_records import (
+    Scripts,
+    event_of,
+    facets,
+    job_of,
+    label_text,
+    milliseconds,
+    new_id,
+    not_found,
+    pairs,
+    sha256,
+)
 from bitpress_service.tracing import traceparent
 
 IDEMPOTENCY_SECONDS = 24 * 3600
+_POLL_SECONDS = 0.2  # who waits for another version of a job asks this often
 _EVENTS_AT_ONCE = 100  # of each job: a long history is read in turns with other work
+
+_IN_ORDER_TO = {
+    "pause": "only a job that is queued or running can be paused",
+    "resume": "only a job that is paused can be resumed",
+    "retry": "only a job that failed or was cancelled can be retried",
+}
 
 
 class RedisRequests(Scripts):
     """JobRequests over Redis."""
 
     async def create(
-        self, tenant: str, spec: JobSpec, *, idempotency_key: str | None = None, priority: int = 0
+        self,
+        tenant: str,
+        spec: JobSpec,
+        *,
+        idempotency_key: str | None = None,
+        priority: int = 0,
+        max_waiting: int | None = None,
     ) -> tuple[Job, bool]:
         job_id = new_id()
         idempotency = sha256(idempotency_key) if idempotency_key is not None else ""
         fingerprint = sha256(canonical_json([spec.model_dump(mode="json"), priority]))
         stored = await self._run(
             "create", job_id, tenant, priority, spec.model_dump_json(), idempotency, fingerprint,
-            IDEMPOTENCY_SECONDS * 1000, traceparent(),
+            IDEMPOTENCY_SECONDS * 1000, *facets(spec), _or_empty(spec.devices), _or_empty(max_waiting), traceparent(),
         )  # fmt: skip
+        if stored == "full":
+            raise _full(tenant, max_waiting)
         if stored == "conflict":
             raise Conflict(f"idempotency key {idempotency_key!r} was used with another job")
         return await self.get(stored), stored != job_id
 
     async def get(self, job_id: str, tenant: str | None = None) -> Job:
-        with reporting_unavailable():
-            fields: Any = await self._client.hgetall(f"{PREFIX}job:{job_id}")
-        if not fields or (tenant is not None and fields["tenant"] != tenant):
-            raise not_found(job_id)
-        return job_of(fields)
+        return job_of(await self._fields(job_id, tenant))
 
-    async def list(
-        self, tenant: str, *, limit: int, cursor: str | None = None, state: JobState | None = None
-    ) -> JobPage:
-        # One more than asked for tells whether there is a next page.
-        rows = await self._run("list", tenant, state or "", cursor or "", limit + 1)
-        jobs = tuple(job_of(pairs(row)) for row in rows)
-        return JobPage(data=jobs[:limit], next_cursor=jobs[limit - 1].id if len(jobs) > limit else None)
+    async def list(self, tenant: str, *, limit: int, cursor: str | None = None, where: JobFilter = ALL) -> JobPage:
+        created_after = "" if where.created_after is None else round(where.created_after.timestamp() * 1000)
+        labels = (label_text(*label.split("=", 1)) for label in where.label)
+        behind, rows = await self._run(
+            "list", tenant, where.state or "", _id_in(cursor), limit, where.method or "", where.model or "",
+            (where.name or "").casefold(), created_after, *labels,
+        )  # fmt: skip
+        return JobPage(data=tuple(job_of(pairs(row)) for row in rows), next_cursor=_cursor(behind))
 
     async def request_cancel(self, job_id: str, tenant: str | None = None) -> Job:
-        reply = await self._run("cancel", job_id, tenant or "")
-        if reply == "missing":
-            raise not_found(job_id)
-        return job_of(pairs(reply))
+        return await self._ask("cancel", job_id, tenant or "")
+
+    async def pause(self, job_id: str, tenant: str) -> Job:
+        return await self._ask("pause", job_id, tenant)
+
+    async def resume(self, job_id: str, tenant: str) -> Job:
+        return await self._ask("resume", job_id, tenant)
+
+    async def retry(self, job_id: str, tenant: str, *, fresh: bool = False, max_waiting: int | None = None) -> Job:
+        return await self._ask("retry", job_id, tenant, int(fresh), _or_empty(max_waiting))
+
+    async def edit(self, job_id: str, tenant: str, edit: JobEdit, expected_version: int | None = None) -> Job:
+        priority = edit.priority if "priority" in edit.model_fields_set else ""
+        while True:
+            fields = await self._fields(job_id, tenant)
+            spec = edit.apply(JobSpec.model_validate_json(fields["spec"]))
+            _, _, name, labels = facets(spec)
+            reply = await self._run(
+                "edit", job_id, tenant, _or_empty(expected_version), fields["spec"], spec.model_dump_json(),
+                name, labels, priority,
+            )  # fmt: skip
+            if reply == "stale":
+                raise PreconditionFailed(
+                    f"job {job_id} has changed since it was version {expected_version}; read it again"
+                )
+            if reply == "busy":
+                raise Conflict(f"job {job_id} is {fields['state']}; only one that is queued or paused has a priority")
+            if reply != "changed":  # by another edit, in between
+                return job_of(pairs(_found(reply, job_id)))
+
+    async def delete(self, job_id: str, tenant: str) -> None:
+        reply = _found(await self._run("delete", job_id, tenant, job_prefix(tenant, job_id)), job_id)
+        if reply == "conflict":
+            raise Conflict(f"job {job_id} has not ended; cancel it first")
+
+    async def trash(self) -> Sequence[str]:
+        with reporting_unavailable():
+            prefixes: Any = await self._client.smembers(f"{PREFIX}trash")
+        return tuple(sorted(prefixes))
+
+    async def emptied(self, prefix: str) -> None:
+        with reporting_unavailable():
+            await self._client.srem(f"{PREFIX}trash", prefix)
+
+    async def changed(self, job_id: str, version: int, wait_seconds: float) -> None:
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + wait_seconds
+        with reporting_unavailable():
+            while await self._client.hget(f"{PREFIX}job:{job_id}", "version") == str(version):
+                if (left := deadline - clock()) <= 0:
+                    return
+                await asyncio.sleep(min(left, _POLL_SECONDS))
 
     async def events(self, job_id: str, after: str = "0", limit: int = 1000) -> Sequence[Event]:
         with reporting_unavailable():
@@ -72,6 +147,45 @@ class RedisRequests(Scripts):
             files = await self._client.hget(f"{PREFIX}job:{job_id}", "files")
         return dict(json.loads(files)) if files else {}
 
+    async def _fields(self, job_id: str, tenant: str | None) -> Any:
+        with reporting_unavailable():
+            fields: Any = await self._client.hgetall(f"{PREFIX}job:{job_id}")
+        if not fields or (tenant is not None and fields["tenant"] != tenant):
+            raise not_found(job_id)
+        return fields
+
+    async def _ask(self, script: str, job_id: str, *arguments: str | int) -> Job:
+        reply = _found(await self._run(script, job_id, *arguments), job_id)
+        if reply == "conflict":
+            state = (await self.get(job_id)).state
+            raise Conflict(f"job {job_id} is {state}: {_IN_ORDER_TO[script]}")
+        if reply == "full":
+            raise _full(str(arguments[0]), arguments[-1])
+        return job_of(pairs(reply))
+
 
 def _stream(job_id: str) -> str:
     return f"{PREFIX}events:{job_id}"
+
+
+def _found(reply: Any, job_id: str) -> Any:
+    if reply == "missing":
+        raise not_found(job_id)
+    return reply
+
+
+def _full(tenant: str, most: str | int | None) -> TooManyJobs:
+    return TooManyJobs(f"{most} jobs of tenant {tenant} wait already; cancel one, or come back when one has started")
+
+
+def _or_empty(number: int | None) -> str | int:
+    return "" if number is None else number
+
+
+def _cursor(behind: str) -> str | None:
+    return base64.urlsafe_b64encode(behind.encode()).decode() or None
+
+
+def _id_in(cursor: str | None) -> str:
+    """The id that a cursor stands for; '' for the beginning. Raises ValueError."""
+    return base64.b64decode((cursor or "").encode("ascii"), b"-_", validate=True).decode()

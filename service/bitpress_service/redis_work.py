@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from bitpress.errors import Conflict
 from bitpress.jobs import Failure, Job, Progress
-from bitpress_service.jobstore import BlockRecord, Claim, LeaseStatus, Outcome
+from bitpress_service.jobstore import PATIENCE, BlockRecord, Capacity, Claim, LeaseStatus, Outcome
 from bitpress_service.redis_client import PREFIX, reporting_unavailable
 from bitpress_service.redis_records import (
     Scripts,
@@ -21,8 +21,12 @@ from bitpress_service.redis_records import (
 class RedisWork(Scripts):
     """JobWork over Redis."""
 
-    async def claim(self, owner: str, lease_seconds: float) -> Claim | None:
-        reply = await self._run("claim", owner, milliseconds(lease_seconds))
+    async def claim(
+        self, owner: str, lease_seconds: float, capacity: Capacity | None = None, patience_seconds: float = PATIENCE
+    ) -> Claim | None:
+        cluster, devices = (capacity.cluster, capacity.devices) if capacity else ("", "")
+        lease_ms, patience_ms = milliseconds(lease_seconds), milliseconds(patience_seconds)
+        reply = await self._run("claim", owner, lease_ms, cluster, devices, patience_ms)
         if reply is None:
             return None
         fields = pairs(reply)

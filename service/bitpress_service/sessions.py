@@ -8,7 +8,7 @@ import hmac
 import secrets
 from typing import Any
 
-from bitpress_service.auth import Key, Keys, sha256_of
+from bitpress_service.keys import Key, Keys, sha256_of
 from bitpress_service.redis_client import PREFIX, reporting_unavailable
 
 SESSION_SECONDS = 12 * 3600

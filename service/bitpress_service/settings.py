@@ -5,9 +5,10 @@ What a job is to do stands in its JobSpec; the two are never mixed.
 
 import os
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from bitpress.errors import Unavailable
 from bitpress_service.logs import LogFormat
@@ -16,6 +17,14 @@ from bitpress_service.logs import LogFormat
 def _default_state_dir() -> Path:
     base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(base) / "bitpress"
+
+
+Names = Annotated[
+    tuple[str, ...],
+    NoDecode,
+    BeforeValidator(lambda text: tuple(filter(None, text.split(","))) if isinstance(text, str) else text),
+]
+"""Several names with commas between them."""
 
 
 class Settings(BaseSettings):
@@ -34,7 +43,17 @@ class Settings(BaseSettings):
     device_memory_gib: float | None = Field(
         None, gt=0, description="most that a job may plan to take of a device, of the host for CPU cores; null: all"
     )
+    drain_seconds: float = Field(
+        60.0, ge=0, description="time that the block in hand gets when a dispatcher is stopped"
+    )
     max_body_bytes: int = Field(64 * 1024, ge=1024)
+    requests_per_second: float = Field(1000.0, ge=0, description="what one API key may ask; 0: no limit")
+    request_burst: int = Field(2000, ge=1, description="requests at once, before the limit counts")
+    waiting_jobs_per_tenant: int = Field(1000, ge=1, description="jobs that are queued or paused")
+    model_roots: Names = Field((), description="directories below which models and their texts may lie")
+    model_buckets: Names = Field((), description="s3://bucket/prefix below which models may lie")
+    model_hub: Names = Field((), description="owners, or owner/model, on the hub")
+    text_roots: Names = Field((), description="more directories below which texts may lie")
     presign_seconds: int = Field(
         900, ge=0, le=7 * 24 * 3600, description="life of a download URL; 0: none, the API hands on what is downloaded"
     )

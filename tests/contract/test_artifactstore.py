@@ -27,6 +27,17 @@ async def read(store: ArtifactStore, start: int, end: int) -> bytes:
     return b"".join([chunk async for chunk in store.stream(KEY, start, end)])
 
 
+def test_a_prefix_is_removed_with_all_below_and_nothing_beside(store: ArtifactStore) -> None:
+    for key in ("t/a/jobs/1/a1/x", "t/a/jobs/1/a2/y/z", "t/a/jobs/11/a1/x"):
+        store.put_bytes(key, b"x")
+    store.remove("t/a/jobs/1/")
+    for key in ("t/a/jobs/1/a1/x", "t/a/jobs/1/a2/y/z"):
+        with pytest.raises(StoreError):
+            store.get_bytes(key)
+    assert store.get_bytes("t/a/jobs/11/a1/x") == b"x"
+    store.remove("t/a/jobs/1/")
+
+
 def test_attempts_of_a_job_never_share_a_key() -> None:
     assert KEY == "t/local/jobs/job_1/a3/blocks/00000.safetensors"
     assert job_key("local", "job_1", 4, "blocks/00000.safetensors") != KEY

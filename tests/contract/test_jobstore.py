@@ -7,7 +7,7 @@ import pytest
 from service_helpers import LEASE, block_record, failure, job_spec
 
 from bitpress.errors import Conflict, NotFound
-from bitpress.jobs import BlockEvent, Event, JobState, LogEvent, Progress, ProgressEvent, StateEvent
+from bitpress.jobs import BlockEvent, Event, JobFilter, JobState, LogEvent, Progress, ProgressEvent, StateEvent
 from bitpress_service.jobstore import Claim, Fenced, JobStore, LeaseStatus
 
 FILES = {"manifest.json": "t/local/manifest.json"}
@@ -133,8 +133,9 @@ async def test_lists_are_newest_first_in_pages_by_state(job_store: JobStore) -> 
             break
     assert seen == ids[::-1]
     for state, expected in ((JobState.CANCELLED, [ids[3]]), (JobState.RUNNING, [ids[0]]), (JobState.FAILED, [])):
-        assert [job.id for job in (await job_store.list("local", limit=10, state=state)).data] == expected
-    assert len((await job_store.list("local", limit=4, state=JobState.QUEUED)).data) == 4
+        where = JobFilter(state=state)
+        assert [job.id for job in (await job_store.list("local", limit=10, where=where)).data] == expected
+    assert len((await job_store.list("local", limit=4, where=JobFilter(state=JobState.QUEUED))).data) == 4
 
 
 async def test_higher_priority_then_older_comes_first(job_store: JobStore) -> None:

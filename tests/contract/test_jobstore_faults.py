@@ -4,7 +4,7 @@ import asyncio
 import os
 import random
 import signal
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,8 +12,8 @@ import pytest
 import redis
 from service_helpers import LEASE, block_record, failure, job_spec
 
-from bitpress.errors import Unavailable
-from bitpress.jobs import TRANSITIONS, JobState, StateEvent
+from bitpress.errors import Conflict, Unavailable
+from bitpress.jobs import TRANSITIONS, JobEdit, JobState, StateEvent
 from bitpress_service import embedded_redis
 from bitpress_service.jobstore import Fenced
 from bitpress_service.redis_jobstore import RedisJobStore
@@ -46,7 +46,9 @@ async def test_without_a_server_every_call_says_unavailable(own_redis_dir: Path)
             store.request_cancel("job"), store.events("job"), store.new_events({"job": "0"}, 1),
             store.claim("worker", LEASE), store.renew("job", 1, LEASE), store.record("job", 1, log="x"),
             store.blocks("job"), store.finish("job", 1, state="cancelled"), store.release("job", 1, delay_seconds=0),
-            store.reap(), store.files("job"),
+            store.reap(), store.files("job"), store.pause("job", "local"),
+            store.edit("job", "local", JobEdit(name="x")), store.delete("job", "local"), store.trash(),
+            store.changed("job", 1, 1),
         )  # fmt: skip
         replies = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(reply) for reply in replies] == [Unavailable] * len(calls)
@@ -67,7 +69,7 @@ async def test_a_server_that_may_drop_data_or_is_full_is_refused(own_redis_dir: 
 
 
 class Chaos:
-    """Workers that die, freeze and come back, beside a user who cancels; remembers every fence it was given."""
+    """Workers that die, freeze and come back, beside a user who cancels and pauses; remembers every fence."""
 
     def __init__(self, store: RedisJobStore, seed: int) -> None:
         self.store = store
@@ -100,9 +102,15 @@ class Chaos:
             case _:
                 await self.store.finish(job_id, fence, state="succeeded", files={"manifest.json": f"a{fence}"})
 
-    async def cancel_some(self) -> None:
-        for job in (await self.store.list("local", limit=JOBS)).data[::4]:
+    async def meddle(self) -> None:
+        """Cancel some jobs; pause others, and resume them."""
+        jobs = (await self.store.list("local", limit=JOBS)).data
+        for job in jobs[::4]:
             await self.store.request_cancel(job.id)
+        for job in jobs[1::4]:
+            for step in (self.store.pause, self.store.resume):
+                with suppress(Conflict):
+                    await step(job.id, "local")
 
     async def _unfinished(self) -> bool:
         return not all(job.state.terminal for job in (await self.store.list("local", limit=JOBS)).data)
@@ -115,7 +123,7 @@ async def test_whatever_happens_every_job_ends_once_and_in_order(
     for _ in range(JOBS):
         await job_store.create("local", job_spec())
     chaos = Chaos(job_store, seed)
-    await asyncio.gather(*(chaos.work() for _ in range(4)), chaos.cancel_some())
+    await asyncio.gather(*(chaos.work() for _ in range(4)), chaos.meddle())
 
     for job in (await job_store.list("local", limit=JOBS)).data:
         states = [event.state for event in await job_store.events(job.id) if isinstance(event, StateEvent)]

@@ -82,16 +82,20 @@ async def test_a_job_that_ends_is_told_once_and_signed(
 async def test_every_state_can_be_told_and_nobody_elses(
     webhooks: Webhooks, job_store: RedisJobStore, receiver: Receiver
 ) -> None:
-    webhook = await registered(webhooks, receiver, "job.queued", "job.running", "job.cancelling", "job.cancelled")
+    told_of = ("job.queued", "job.paused", "job.running", "job.pausing", "job.cancelling", "job.cancelled")
+    webhook = await registered(webhooks, receiver, *told_of)
     await job_store.create("other", job_spec(), priority=-1)
     job, _ = await job_store.create("local", job_spec())
+    await job_store.pause(job.id, "local")
+    await job_store.resume(job.id, "local")
     claim = await job_store.claim("worker", LEASE)
     assert claim is not None
+    await job_store.pause(job.id, "local")
     await job_store.request_cancel(job.id)
     await job_store.finish(job.id, claim.fence, state="cancelled")
     await sender(webhooks).send_due()
     told = {json.loads(message.body)["type"] for message in receiver.messages}
-    assert told == set(webhook.events) and len(receiver.messages) == 4
+    assert told == set(webhook.events) and len(receiver.messages) == 7
 
 
 async def test_a_receiver_that_fails_is_tried_again_over_a_day_and_then_given_up(

@@ -8,7 +8,7 @@ import redis.asyncio
 
 from bitpress_service.app import create_app
 from bitpress_service.artifactstore import ArtifactStore
-from bitpress_service.auth import Keys
+from bitpress_service.keys import Keys
 from bitpress_service.metrics import StoreMetrics
 from bitpress_service.redis_jobstore import RedisJobStore
 from bitpress_service.settings import Settings

@@ -97,13 +97,13 @@ class PlayedWorker:
 
     def claim(self, job: Job) -> Claim:
         """Claim the next job, which has to be this one."""
-        claim = self._run(lambda store: store.claim("test", LEASE_SECONDS))
+        claim = self.run(lambda store: store.claim("test", LEASE_SECONDS))
         assert claim is not None
         assert claim.job.id == job.id
         return claim
 
     def record(self, claim: Claim, **what: Any) -> None:
-        self._run(lambda store: store.record(claim.job.id, claim.fence, **what))
+        self.run(lambda store: store.record(claim.job.id, claim.fence, **what))
 
     def succeed(self, claim: Claim, content: dict[str, bytes]) -> Manifest:
         """Publish `content` with its manifest and end the job."""
@@ -116,7 +116,7 @@ class PlayedWorker:
         for name, data in (content | {MANIFEST: manifest.model_dump_json().encode()}).items():
             keys[name] = job_key(claim.job.tenant, claim.job.id, claim.fence, name)
             self._artifacts.put_bytes(keys[name], data)
-        self._run(lambda store: store.finish(claim.job.id, claim.fence, state="succeeded", files=keys))
+        self.run(lambda store: store.finish(claim.job.id, claim.fence, state="succeeded", files=keys))
         return manifest
 
     def blocks(self, job_id: str) -> dict[int, BlockRecord]:
@@ -124,9 +124,9 @@ class PlayedWorker:
 
     def fail(self, claim: Claim, code: str, message: str) -> None:
         error = Failure(code=code, message=message, retryable=False, attempt=claim.job.attempt)
-        self._run(lambda store: store.finish(claim.job.id, claim.fence, state="failed", error=error))
+        self.run(lambda store: store.finish(claim.job.id, claim.fence, state="failed", error=error))
 
-    def _run(self, step: Callable[[RedisJobStore], Awaitable[T]]) -> T:
+    def run(self, step: Callable[[RedisJobStore], Awaitable[T]]) -> T:
         async def with_store() -> T:
             store = RedisJobStore(connect(self._redis_url))
             try:

@@ -40,10 +40,10 @@ class EmbeddedService:
     def client(self) -> Client:
         return Client(f"http://127.0.0.1:{self.port}", (self.state / "api-key").read_text().strip())
 
-    def stop(self) -> int:
-        """End it as Ctrl-C would. Returns its exit code."""
+    def stop(self, by: signal.Signals = signal.SIGINT) -> int:
+        """End it as Ctrl-C would, or as an operator does. Returns its exit code."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGINT)
+        self._process.send_signal(by)
         return self._process.wait()
 
     def kill(self) -> None:
@@ -57,10 +57,12 @@ class EmbeddedService:
 
     def driver(self) -> int:
         """The running driver's process id."""
+        (driver,) = self.drivers()
+        return driver
+
+    def drivers(self) -> list[int]:
         assert self._process is not None
-        drivers = [pid for parent in children(self._process.pid) for pid in children(parent) if is_driver(pid)]
-        assert len(drivers) == 1, drivers
-        return drivers[0]
+        return [pid for parent in children(self._process.pid) for pid in children(parent) if is_driver(pid)]
 
 
 def children(pid: int) -> list[int]:

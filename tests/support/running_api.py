@@ -16,7 +16,7 @@ from bitpress.artifacts import MANIFEST, ArtifactFile, Manifest
 from bitpress.jobs import Job
 from bitpress_service.app import create_app
 from bitpress_service.artifactstore import ArtifactStore, job_key
-from bitpress_service.auth import Keys
+from bitpress_service.keys import Keys
 from bitpress_service.metrics import StoreMetrics
 from bitpress_service.redis_client import connect
 from bitpress_service.redis_jobstore import RedisJobStore

@@ -71,8 +71,9 @@ def up(
 
 @app.command()
 def dispatch() -> None:
-    """Claim jobs and run them."""
+    """Claim jobs and run them. SIGTERM lets the block in hand be finished; SIGINT, or a second SIGTERM, does not."""
     from bitpress_service.redis_jobstore import RedisJobStore
+    from bitpress_service.sources import Sources
     from bitpress_workers.dispatcher import Dispatcher
 
     settings = _settings()
@@ -86,8 +87,6 @@ def dispatch() -> None:
 
     async def serve() -> None:
         stop = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
         store = RedisJobStore.from_url(redis_url)
         dispatcher = Dispatcher(
             store=store,
@@ -96,9 +95,19 @@ def dispatch() -> None:
             ray_address=os.environ.get("RAY_ADDRESS", "local"),
             logs=settings.state_dir / "logs",
             stall_seconds=settings.stall_seconds,
+            sources=Sources.of(settings),
             lease_seconds=settings.lease_seconds,
             device_memory_gib=settings.device_memory_gib,
+            drain_seconds=settings.drain_seconds,
         )
+
+        def stop_now() -> None:
+            dispatcher.hurry.set()
+            stop.set()
+
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, lambda: stop_now() if stop.is_set() else stop.set())
+        loop.add_signal_handler(signal.SIGINT, stop_now)
         try:
             await dispatcher.run(stop)
         finally:
@@ -113,6 +122,14 @@ def drive() -> None:
     from bitpress_workers.driver import main as driver_main
 
     raise typer.Exit(driver_main())
+
+
+@app.command(hidden=True)
+def devices(ray_address: Annotated[str, typer.Option(help="a cluster's address")]) -> None:
+    """Print the devices of a Ray cluster, again and again; started by a dispatcher."""
+    from bitpress_workers.devices import main as devices_main
+
+    raise typer.Exit(devices_main(ray_address))
 
 
 @app.command(hidden=True)

@@ -7,70 +7,107 @@ whoever claims the job next goes on from the published blocks.
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import shutil
 import signal
 import socket
 import sys
-import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bitpress.errors import BitpressError, Cancelled, StoreError, Unavailable
+from bitpress.cluster import DispatcherReport
+from bitpress.errors import BitpressError, Cancelled, SourceNotAllowed, StoreError, Unavailable
 from bitpress.plans import PlanAnswer, PlanRequest
 from bitpress_service import logs, tracing
 from bitpress_service.jobstore import Claim, Fenced, JobStore, LeaseStatus
-from bitpress_workers.driver import RESULT, Order, Result
+from bitpress_service.sources import Sources
+from bitpress_workers.devices import DeviceWatch
+from bitpress_workers.driver import DRAIN, RESULT, Order, Result
 from bitpress_workers.failure import crash, judge
+from bitpress_workers.scratch import make_scratch, sweep_scratch
 
 log = logging.getLogger(__name__)
 
 PLAN_SECONDS = 100.0  # the longest that a plan may take; whoever waits for it gives up later
-CANCEL_GRACE_SECONDS = 60.0  # a driver notices a cancel before its next linear; past this it is killed
+REPORT_SECONDS = 5.0
+GRACE_SECONDS = 60.0  # a driver notices a pause or a cancel before its next linear; past this it is killed
 LAST_WORDS = 2000
-LONGEST_BASE = 12
-SCRATCH = "bitpress-"
 
 
 @dataclass
 class Dispatcher:
-    """One claim at a time: the job in hand may use all devices."""
+    """One claim at a time: the job in hand may use all devices.
+
+    hurry: set beside `stop`, the job in hand is given back at once, without its unfinished block.
+    """
 
     store: JobStore
     redis_url: str
     storage_url: str
     ray_address: str
     logs: Path
+    sources: Sources = field(default_factory=Sources)
     lease_seconds: float = 15.0
     stall_seconds: float = 1800.0
     device_memory_gib: float | None = None
+    drain_seconds: float = 60.0
     poll_seconds: float = 0.5
     driver_command: Sequence[str] = (sys.executable, "-P", "-m", "bitpress_workers", "drive")
     owner: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
+    hurry: asyncio.Event = field(default_factory=asyncio.Event)
+    _in_hand: Claim | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set; the job in hand is then given back, its published blocks kept."""
-        _sweep_scratch()
-        plans = asyncio.create_task(self._answer_plans(stop))  # a job may take hours
-        try:
-            await self._run_jobs(stop)
-        finally:
-            plans.cancel()
-            await asyncio.wait({plans})
+        """Serve until `stop` is set; the job in hand is then given back with its published blocks.
 
-    async def _run_jobs(self, stop: asyncio.Event) -> None:
+        The block in hand gets `drain_seconds` to be one of them.
+        """
+        sweep_scratch()
+        devices = DeviceWatch(self.ray_address)
+        beside = {  # a job may take hours
+            asyncio.create_task(task) for task in (self._answer_plans(stop), devices.run(), self._report(devices, stop))
+        }
+        try:
+            await self._run_jobs(devices, stop)
+        finally:
+            for task in beside:
+                task.cancel()
+            await asyncio.wait(beside)
+
+    async def _report(self, devices: DeviceWatch, stop: asyncio.Event) -> None:
+        """Say again and again what this dispatcher is doing."""
+        while not stop.is_set():
+            job = self._in_hand.job if self._in_hand else None
+            report = DispatcherReport(
+                owner=self.owner,
+                cluster=self.ray_address,
+                busy=job is not None,
+                devices=devices.free_of(job.spec.devices if job else None, job is not None),
+            )
+            try:
+                await self.store.report(report, REPORT_SECONDS * 4)
+            except Unavailable as error:
+                log.warning("nobody learns of this dispatcher: %s", error)
+            await _sleep(REPORT_SECONDS, stop)
+
+    async def _run_jobs(self, devices: DeviceWatch, stop: asyncio.Event) -> None:
         while not stop.is_set():
             try:
                 await self.store.reap()
-                claim = await self.store.claim(self.owner, self.lease_seconds)
-                if claim is None:
+                self._in_hand = await self.store.claim(self.owner, self.lease_seconds, devices.capacity)
+                if self._in_hand is None:
                     await _sleep(self.poll_seconds, stop)
-                else:
-                    subject: dict[str, str | int] = {"job": claim.job.id, "attempt": claim.job.attempt}
-                    with logs.about(**subject), tracing.span("attempt", claim.traceparent, **subject):
-                        await self._attempt(claim, stop)
+                    continue
+                job = self._in_hand.job
+                subject: dict[str, str | int] = {"job": job.id, "attempt": job.attempt}
+                try:
+                    with logs.about(**subject), tracing.span("attempt", self._in_hand.traceparent, **subject):
+                        await self._attempt(self._in_hand, stop)
+                finally:
+                    self._in_hand = None
             except Unavailable as error:
                 log.warning("the job store is unavailable: %s", error)
                 await _sleep(self.poll_seconds * 4, stop)
@@ -91,6 +128,10 @@ class Dispatcher:
                 await _sleep(self.poll_seconds * 4, stop)
 
     async def _plan(self, request: PlanRequest) -> PlanAnswer:
+        try:
+            self.sources.check(request.spec)
+        except SourceNotAllowed as error:
+            return PlanAnswer.refusal(error)
         planner = await asyncio.create_subprocess_exec(
             sys.executable, "-P", "-m", "bitpress_workers", "plan", "--ray-address", self.ray_address,
             stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True,
@@ -106,23 +147,20 @@ class Dispatcher:
         return PlanAnswer.model_validate_json(output)
 
     async def _attempt(self, claim: Claim, stop: asyncio.Event) -> None:
-        job = claim.job
         log.info("the attempt starts")
         try:
-            scratch = _make_scratch()
+            scratch = make_scratch()
         except OSError as error:
             await self._conclude(claim, Result(code=StoreError.code, message=f"no scratch directory: {error}"), stop)
             return
         try:
             driver = await self._start(claim, scratch)
             try:
-                stopped = await self._watch(claim, driver, stop)
+                ended = await self._watch(claim, driver, scratch, stop)
             finally:
                 await _kill(driver)
-            if stopped:
-                await self.store.release(job.id, claim.fence, delay_seconds=0.0)
-            else:
-                await self._conclude(claim, self._outcome(claim, driver, scratch), stop)
+            result = self._outcome(claim, driver, scratch) if ended else Result(released=True)
+            await self._conclude(claim, result, stop)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -138,6 +176,7 @@ class Dispatcher:
             dispatcher_pid=os.getpid(),
             stall_seconds=self.stall_seconds,
             traceparent=tracing.traceparent(),
+            sources=self.sources,
         )
         self.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._log_path(claim).open("ab") as output:
@@ -150,29 +189,34 @@ class Dispatcher:
         driver.stdin.close()
         return driver
 
-    async def _watch(self, claim: Claim, driver: Process, stop: asyncio.Event) -> bool:
-        """Renew the lease until the driver ends (False) or this dispatcher is to stop (True).
+    async def _watch(self, claim: Claim, driver: Process, scratch: Path, stop: asyncio.Event) -> bool:
+        """Renew the lease until the driver ends (True), or has to be ended (False).
 
         Raises Fenced when the job has become another's.
         """
-        exited = asyncio.ensure_future(driver.wait())
-        stopping = asyncio.ensure_future(stop.wait())
-        cancelled_for = 0.0
-        interval = self.lease_seconds / 3
+        clock = asyncio.get_running_loop().time
+        exited, stopping, hurried = (
+            asyncio.ensure_future(wait) for wait in (driver.wait(), stop.wait(), self.hurry.wait())
+        )
+        drained_by = asked_by = math.inf
         try:
             while True:
-                await asyncio.wait({exited, stopping}, timeout=interval, return_when=asyncio.FIRST_COMPLETED)
+                news = {exited, hurried} if stopping.done() else {exited, hurried, stopping}
+                pause = min(self.lease_seconds / 3, max(drained_by - clock(), 0))
+                await asyncio.wait(news, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
                 if exited.done():
-                    return False
-                if stopping.done():
                     return True
-                status = await self._renew(claim)
-                cancelled_for += interval if status is LeaseStatus.CANCEL else 0.0
-                if cancelled_for > CANCEL_GRACE_SECONDS:
+                if stopping.done() and drained_by == math.inf:
+                    (scratch / DRAIN).touch()
+                    drained_by = clock() + self.drain_seconds
+                idle = await self._renew(claim) is LeaseStatus.OK
+                asked_by = math.inf if idle else min(asked_by, clock() + GRACE_SECONDS)
+                if hurried.done() or clock() >= min(drained_by, asked_by):
                     return False
         finally:
             exited.cancel()
             stopping.cancel()
+            hurried.cancel()
 
     async def _renew(self, claim: Claim) -> LeaseStatus:
         try:
@@ -201,12 +245,14 @@ class Dispatcher:
                 log.warning("the end is not recorded yet: %s", error)
                 await _sleep(self.poll_seconds * 4, stop)
             else:
-                log.info("the attempt ended: %s", result.code or "succeeded")
+                log.info("the attempt ended: %s", result.outcome)
                 return
 
     async def _write(self, claim: Claim, result: Result) -> None:
         job_id, fence, error = claim.job.id, claim.fence, result.error()
-        if error is None:
+        if result.released:
+            await self.store.release(job_id, fence, delay_seconds=0.0)
+        elif error is None:
             await self.store.finish(job_id, fence, state="succeeded", files=result.files)
         elif isinstance(error, Cancelled):
             await self.store.finish(job_id, fence, state="cancelled")
@@ -221,29 +267,6 @@ class Dispatcher:
 
     def _log_path(self, claim: Claim) -> Path:
         return self.logs / f"{claim.job.id}-{claim.job.attempt}.log"
-
-
-def _scratch_base() -> Path:
-    """Ray puts sockets some 70 characters below an attempt's directory, and a socket's path has 107 at most."""
-    base = tempfile.gettempdir()
-    return Path(base if len(base) <= LONGEST_BASE else "/tmp")  # noqa: S108
-
-
-def _make_scratch() -> Path:
-    """A directory for one attempt that only this user may enter."""
-    return Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-", dir=_scratch_base()))
-
-
-def _sweep_scratch() -> None:
-    """Remove what dispatchers that were killed left behind (Linux only, where /proc says who is alive)."""
-    if sys.platform != "linux":
-        return
-    for path in _scratch_base().glob(f"{SCRATCH}*-*"):
-        pid = path.name.removeprefix(SCRATCH).partition("-")[0]
-        if pid.isdigit() and not Path("/proc", pid).exists():
-            with contextlib.suppress(FileNotFoundError):  # another dispatcher sweeps, too
-                if path.stat().st_uid == os.getuid():
-                    shutil.rmtree(path, ignore_errors=True)
 
 
 async def _kill(process: Process) -> None:

@@ -26,6 +26,7 @@ from bitpress_service.artifactstore import job_key
 from bitpress_service.jobstore import BlockRecord, JobStore, LeaseStatus
 from bitpress_service.redis_jobstore import RedisJobStore
 from bitpress_service.settings import Settings
+from bitpress_service.sources import Sources
 from bitpress_workers.parent import end_with_parent
 from bitpress_workers.pipeline.run import Site, run_job
 from bitpress_workers.ray_fleet import RaySession
@@ -33,7 +34,14 @@ from bitpress_workers.ray_fleet import RaySession
 log = logging.getLogger(__name__)
 
 RESULT = "result.json"
+DRAIN = "drain"  # a file of this name in the scratch directory: end with the block in hand
 OUTAGE_SECONDS = 60.0
+
+
+class Released(BitpressError):
+    """The attempt ends early and in good order: the job goes to who wants it next."""
+
+    code = "released"
 
 
 class Order(BaseModel):
@@ -51,16 +59,22 @@ class Order(BaseModel):
     dispatcher_pid: int
     stall_seconds: float
     traceparent: str = ""
+    sources: Sources = Sources()
 
 
 class Result(BaseModel):
-    """How an attempt ended: object keys of the artifact's files, or an error."""
+    """How an attempt ended: object keys of the artifact's files, or an error, or early and in good order."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     files: dict[str, str] = {}
+    released: bool = False
     code: str | None = None
     message: str = ""
+
+    @property
+    def outcome(self) -> str:
+        return "released" if self.released else self.code or "succeeded"
 
     def error(self) -> BitpressError | None:
         return ERRORS.get(self.code, BitpressError)(self.message) if self.code else None
@@ -74,6 +88,7 @@ class JobRecorder:
     store: JobStore
     job: Job
     fence: int
+    drain: Path
     files: dict[str, str] = field(default_factory=dict)
     block_begin_ns: int = field(default_factory=time.time_ns)
 
@@ -85,10 +100,13 @@ class JobRecorder:
         tracing.past_span("block", self.block_begin_ns, {"job": self.job.id, "block": record.index})
         self.block_begin_ns = time.time_ns()
         self._record(block=record)
+        self._check_drain()
 
     def progress(self, progress: Progress) -> None:
         logs.whole_process_about(block=progress.blocks_done if progress.phase == "calibrating" else None)
         self._record(progress=progress)
+        if progress.phase in _NOTHING_IN_HAND:
+            self._check_drain()
 
     def log(self, message: str) -> None:
         log.info("%s", message)
@@ -100,9 +118,16 @@ class JobRecorder:
     def finish(self, files: Mapping[str, str]) -> None:
         self.files = dict(files)
 
+    def _check_drain(self) -> None:
+        if self.drain.exists():
+            raise Released("the dispatcher is about to stop")
+
     def _record(self, **what: Any) -> None:
-        if self._write(what) is LeaseStatus.CANCEL:
+        status = self._write(what)
+        if status is LeaseStatus.CANCEL:
             raise Cancelled("the job was cancelled")
+        if status is LeaseStatus.PAUSE:
+            raise Released("the job was paused")
 
     def _write(self, what: dict[str, Any]) -> LeaseStatus:
         """Sit out a restart of the store: a block's work is worth more than a minute."""
@@ -116,23 +141,30 @@ class JobRecorder:
             time.sleep(1.0)
 
 
+# What is interrupted here is begun anew by the next attempt, however far it got.
+_NOTHING_IN_HAND = ("preparing", "evaluating")
+
+
 def drive(order: Order) -> Result:
     """Run one attempt. Never raises for what is the job's fault: that is in the Result."""
     try:
         with start_blocking_portal() as portal:
             store = portal.call(_connect, order.redis_url)
-            recorder = JobRecorder(portal, store, order.job, order.fence)
+            recorder = JobRecorder(portal, store, order.job, order.fence, Path(order.scratch) / DRAIN)
             try:
                 _run(order, recorder)
             finally:
                 portal.call(store.aclose)
         return Result(files=recorder.files)
+    except Released:
+        return Result(released=True)
     except BitpressError as error:
         return Result(code=error.code, message=error.message)
 
 
 def _run(order: Order, recorder: JobRecorder) -> None:
     job = order.job
+    order.sources.check(job.spec)
     recorder.log(f"attempt {job.attempt}: starting Ray ({order.ray_address})")
     ray_dir = Path(order.scratch) / "r"  # Ray opens its directory to everybody; the one above stays shut
     with RaySession(order.ray_address, job.spec.devices, str(ray_dir), order.stall_seconds) as session:
@@ -169,4 +201,4 @@ def main() -> int:
     path = Path(order.scratch) / RESULT
     path.with_suffix(".part").write_text(result.model_dump_json())
     path.with_suffix(".part").rename(path)
-    return 0 if result.code is None else 1
+    return 0 if result.error() is None else 1

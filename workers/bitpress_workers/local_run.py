@@ -182,4 +182,6 @@ def _check_same_job(marker: Path, spec: JobSpec) -> None:
 
 def _of_blocks(spec: JobSpec) -> JobSpec:
     """A spec without what does not touch the blocks, which may differ when a run goes on."""
-    return spec.model_copy(update={"devices": None, "labels": {}, "evaluation": Evaluation(), "exports": ()})
+    return spec.model_copy(
+        update={"devices": None, "name": None, "labels": {}, "evaluation": Evaluation(), "exports": ()}
+    )

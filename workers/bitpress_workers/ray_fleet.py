@@ -25,6 +25,7 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from bitpress import cluster
 from bitpress.errors import BitpressError, Conflict, InvalidJob, OutOfMemory, WorkerLost
 from bitpress_workers.pipeline.exchange import LocalGroup, Meeting, PeerLost, ProcessGroup, join_store, open_store
 from bitpress_workers.pipeline.fleet import Ref, local_devices
@@ -87,6 +88,20 @@ class RaySession:
         if total.get("GPU"):
             return Devices("cuda", int(total["GPU"]), _probe(local_devices, num_gpus=1).memory_bytes)
         return Devices("cpu", int(total.get("CPU", 0)), _probe(_host_cores, num_cpus=0).memory_bytes)
+
+    def shared_devices(self) -> cluster.Devices:
+        """The cluster's devices by host, and how many nobody has reserved."""
+        kind = "GPU" if ray.cluster_resources().get("GPU") else "CPU"
+        hosts = [node for node in ray.nodes() if node["Alive"]]
+        nodes = tuple(
+            cluster.Node(host=node["NodeManagerAddress"], devices=int(node["Resources"].get(kind, 0))) for node in hosts
+        )
+        return cluster.Devices(
+            kind="cuda" if kind == "GPU" else "cpu",
+            total=sum(node.devices for node in nodes),
+            free=int(ray.available_resources().get(kind, 0)),
+            nodes=nodes,
+        )
 
     def make_fleet(self, config: ShardConfig, size: int, fewest: int, waiting: Callable[[str], None]) -> "RayFleet":
         """A FleetMaker."""

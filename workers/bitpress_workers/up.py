@@ -32,16 +32,18 @@ def up(settings: Settings, as_json: bool = False) -> int:
 
     Raises Conflict when another one serves from this state directory or on this port.
     """
-    stop = threading.Event()
+    stop = _Stop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, stop.by)
     settings.make_state_dir()
     url_file = settings.state_dir / "url"
     with _alone(settings), _redis(settings) as redis_url:
         environment = os.environ | {"BITPRESS_REDIS_URL": redis_url, "BITPRESS_STATE_DIR": str(settings.state_dir)}
         with (
-            _child("bitpress_service", environment) as api,
-            _child("bitpress_workers", environment, "dispatch") as dispatcher,
+            _child(["bitpress_service"], environment, stop, STOP_SECONDS) as api,
+            _child(
+                ["bitpress_workers", "dispatch"], environment, stop, STOP_SECONDS + settings.drain_seconds
+            ) as dispatcher,
         ):
             url = f"http://{settings.host}:{settings.port}"
             _wait_ready(f"{url}/readyz", api, stop)
@@ -51,6 +53,16 @@ def up(settings: Settings, as_json: bool = False) -> int:
                 return _watch({"API": api, "dispatcher": dispatcher}, stop)
             finally:
                 url_file.unlink(missing_ok=True)
+
+
+class _Stop(threading.Event):
+    """Set by a signal, which is handed on: SIGTERM lets the block in hand be finished, Ctrl-C does not."""
+
+    number = signal.SIGINT
+
+    def by(self, number: int, _: object) -> None:
+        self.number = signal.Signals(number)
+        self.set()
 
 
 @contextlib.contextmanager
@@ -84,18 +96,20 @@ def _redis(settings: Settings) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _child(module: str, environment: dict[str, str], *args: str) -> Iterator[subprocess.Popen[bytes]]:
+def _child(
+    module: list[str], environment: dict[str, str], stop: _Stop, stop_seconds: float
+) -> Iterator[subprocess.Popen[bytes]]:
     # A session of its own: Ctrl-C in the terminal reaches this process alone, which then ends its children in order.
-    command = [sys.executable, "-P", "-m", module, *args]  # -P: nothing is imported from the working directory
+    command = [sys.executable, "-P", "-m", *module]  # -P: nothing is imported from the working directory
     child = subprocess.Popen(
         command, env=environment, start_new_session=True, preexec_fn=lambda: end_with_parent(signal.SIGTERM)
     )
     try:
         yield child
     finally:
-        child.terminate()
+        child.send_signal(stop.number)
         try:
-            child.wait(STOP_SECONDS)
+            child.wait(stop_seconds)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()

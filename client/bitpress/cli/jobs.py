@@ -1,6 +1,7 @@
-"""Commands on jobs: submit, list, get, cancel."""
+"""Commands on jobs: submit, list, get."""
 
 import json
+from datetime import datetime
 from itertools import islice
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from bitpress.cli.follow import end_with_outcome, show_until_ended
 from bitpress.cli.output import plain_table, print_json, print_table, say
 from bitpress.client import Client
 from bitpress.errors import InvalidJob
-from bitpress.jobs import Job, JobSpec, JobState, parse_spec
+from bitpress.jobs import Job, JobFilter, JobSpec, JobState, parse_spec, validated
 from bitpress.progress import describe
 
 
@@ -27,6 +28,8 @@ def submit(
     idempotency_key: Annotated[
         str | None, typer.Option(help="A second submit with the same key returns the first one's job.")
     ] = None,
+    name: Annotated[str | None, typer.Option(help="What you call the job.")] = None,
+    priority: Annotated[int, typer.Option(min=-100, max=100, help="Jobs with a higher one are run first.")] = 0,
     wait: Annotated[bool, typer.Option("--wait", help="Show progress and stay until the job has ended.")] = False,
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="With --wait: stay no longer.")] = None,
     as_json: Json = False,
@@ -34,9 +37,10 @@ def submit(
     """Submit a job and print its id."""
     if timeout is not None and not wait:
         raise typer.BadParameter("--timeout goes with --wait")
-    parsed = read_spec(spec.read(), assignments or [])
+    named = [] if name is None else [f"name={json.dumps(name)}"]
+    parsed = read_spec(spec.read(), [*named, *(assignments or [])])
     with Client() as client:
-        job = client.submit(parsed, idempotency_key)
+        job = client.submit(parsed, idempotency_key, priority)
         if wait:
             if not as_json:
                 say(f"submitted {job.id}")
@@ -80,20 +84,30 @@ def _assign(data: Any, assignment: str) -> None:
 @app.command(name="list", rich_help_panel=JOBS)
 def list_jobs(
     state: Annotated[JobState | None, typer.Option(help="Only jobs in this state.")] = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Only jobs with this label.")] = None,
+    method: Annotated[str | None, typer.Option(help="Only jobs of this method.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="URI", help="Only jobs on this model.")] = None,
+    name: Annotated[str | None, typer.Option(metavar="TEXT", help="Only jobs whose name contains this.")] = None,
+    since: Annotated[datetime | None, typer.Option(help="Only jobs that were created after this local time.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 20,
     as_json: Json = False,
 ) -> None:
     """List jobs, newest first."""
+    given: dict[str, object] = {"state": state, "label": label, "method": method, "model": model, "name": name}
+    if since:
+        given["created_after"] = since.astimezone()
+    where = validated(JobFilter, {field: value for field, value in given.items() if value is not None}, "the filter")
     with Client() as client:
-        jobs = list(islice(client.list(state), limit))
+        jobs = list(islice(client.list(where), limit))
     if as_json:
         print_json([job.model_dump(mode="json") for job in jobs])
         return
-    table = plain_table("job", "state", "method", "model", "progress", "created")
+    table = plain_table("job", "name", "state", "method", "model", "progress", "created")
     for job in jobs:
         created = job.created_at.astimezone().strftime("%Y-%m-%d %H:%M")
         fraction = f"{job.progress.fraction:.0%}"
-        table.add_row(job.id, job.state.value, job.spec.method.kind, job.spec.model.uri, fraction, created)
+        method_kind, uri = job.spec.method.kind, job.spec.model.uri
+        table.add_row(job.id, job.spec.name or "", job.state.value, method_kind, uri, fraction, created)
     print_table(table)
 
 
@@ -101,23 +115,18 @@ def list_jobs(
 def get(job_id: JobId, as_json: Json = False) -> None:
     """Show one job."""
     with Client() as client:
-        _print_job(client.get(job_id), as_json)
+        print_job(client.get(job_id), as_json)
 
 
-@app.command(rich_help_panel=JOBS)
-def cancel(job_id: JobId, as_json: Json = False) -> None:
-    """Ask a job to stop; one that has ended stays as it is."""
-    with Client() as client:
-        _print_job(client.cancel(job_id), as_json)
-
-
-def _print_job(job: Job, as_json: bool) -> None:
+def print_job(job: Job, as_json: bool) -> None:
     if as_json:
         print_json(job.model_dump(mode="json"))
         return
     rows = {
         "job": job.id,
-        "state": job.status_detail or describe(job.progress, job.state),
+        "name": job.spec.name,
+        "state": describe(job.progress, job.state),
+        "detail": job.status_detail,
         "progress": f"{job.progress.fraction:.0%}",
         "model": job.spec.model.uri,
         "method": job.spec.method.model_dump_json(),

@@ -2,15 +2,14 @@
 -- Returns the job, or 'missing'.
 local id, tenant = unpack(ARGV)
 
-local current = read(id, 'tenant', 'state')
-if not current[1] or (tenant ~= '' and current[1] ~= tenant) then return 'missing' end
-if current[2] == 'queued' then
-  redis.call('ZREM', queue, id)
-  redis.call('ZREM', delayed, id)
-  redis.call('HSET', job_key(id), 'cancel', 1)
+local state = state_of(id, tenant)
+if not state then return 'missing' end
+if state == 'queued' or state == 'paused' then
+  dequeue(id)
+  redis.call('HSET', job_key(id), 'asked', 'cancel')
   finish_as(id, 'cancelled', '')
-elseif current[2] == 'running' then
-  redis.call('HSET', job_key(id), 'cancel', 1)
+elseif state == 'running' or state == 'pausing' then
+  redis.call('HSET', job_key(id), 'asked', 'cancel')
   become(id, 'cancelling', '')
 end
 return job(id)

@@ -1,6 +1,8 @@
--- ARGV: owner, ms of the lease
+-- ARGV: owner, ms of the lease, cluster and its devices (or ''), ms for which a job may be passed over
 -- Returns the job, or false when none is due.
-local owner, lease_ms = unpack(ARGV)
+local owner, lease_ms, cluster, devices, patience_ms = unpack(ARGV)
+local total = tonumber(devices)
+local LOOK_AT = 1000  -- of the queue's head; a script must not take long
 
 local now = now_ms()
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', delayed, '-inf', integer(now), 'LIMIT', 0, 100)) do
@@ -8,15 +10,53 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', delayed, '-inf', integer(now), '
   redis.call('ZADD', queue, read(id, 'rank')[1], id)
 end
 
-local id = redis.call('ZPOPMIN', queue)[1]
+-- What attempts hold of the cluster.
+local function held()
+  local sum = 0
+  for _, id in ipairs(redis.call('ZRANGE', leases, 0, -1)) do
+    local on = read(id, 'cluster', 'holds')
+    if on[1] == cluster then sum = sum + tonumber(on[2]) end
+  end
+  return sum
+end
+
+local function tell(id, why)
+  if read(id, 'status_detail')[1] == why then return end
+  redis.call('HSET', job_key(id), 'status_detail', why)
+  redis.call('HINCRBY', job_key(id), 'version', 1)
+end
+
+-- The first job that finds enough devices, and how many it asks for.
+local function first_that_fits()
+  if not total then return redis.call('ZRANGE', queue, 0, 0)[1], 0 end
+  local free = total - held()
+  for _, id in ipairs(redis.call('ZRANGE', queue, 0, LOOK_AT - 1)) do
+    local wants = tonumber(read(id, 'devices')[1]) or math.max(total, 1)
+    if wants <= free then return id, wants end
+    local why = 'waiting for ' .. wants .. (wants == 1 and ' device: ' or ' devices: ')
+    if wants > total then
+      -- The cluster may grow, but nobody has to wait for that.
+      tell(id, why .. 'the cluster has ' .. total)
+    else
+      tell(id, why .. free .. ' of ' .. total .. ' are free')
+      redis.call('HSETNX', job_key(id), 'passed_over_at', integer(now))
+      if now - tonumber(read(id, 'passed_over_at')[1]) >= tonumber(patience_ms) then return nil end
+    end
+  end
+  return nil
+end
+
+local id, holds = first_that_fits()
 if not id then return false end
+redis.call('ZREM', queue, id)
 local key = job_key(id)
+redis.call('HDEL', key, 'passed_over_at')
+redis.call('HSET', key, 'owner', owner, 'cluster', cluster, 'holds', holds, 'block_since', integer(now))
+count('attempts')
 redis.call('HINCRBY', key, 'fence', 1)
 redis.call('HINCRBY', key, 'attempt', 1)
 redis.call('HINCRBY', key, 'stalled', 1)
 redis.call('HSETNX', key, 'started_at', integer(now))
-redis.call('HSET', key, 'owner', owner, 'block_since', integer(now))
-count('attempts')
 redis.call('ZADD', leases, integer(now + lease_ms), id)
 become(id, 'running', '')
 return job(id)

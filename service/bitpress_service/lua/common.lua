@@ -2,7 +2,12 @@
 -- they all live on one node and a script may build the names it needs.
 --
 --   job:<id>                hash    the job; `rank` is its place in the queue, `stalled` its attempts
---                                   in a row without a new block, `cancel` is '1' once asked for
+--                                   in a row without a new block, `asked` is 'cancel' or 'pause' once
+--                                   a user asked for it, `at:<state>` ms when it last came into a state;
+--                                   `method`, `model`, `find` (the name in lower case) and `labels` are
+--                                   what lists are filtered by; `devices` it asks for ('': all there are),
+--                                   `holds` so many of `cluster` while it runs, `passed_over_at` ms since
+--                                   when smaller jobs have overtaken it
 --   queue                   zset    id -> rank: higher priority first, then older first
 --   sequence                string  counts the jobs, for their order in the queue
 --   delayed                 zset    id -> ms when it goes back to the queue
@@ -12,6 +17,12 @@
 --   jobs:<tenant>           zset    ids of a tenant; ids sort by creation
 --   jobs:<tenant>:<state>   zset    the same by state
 --   idempotency:<tenant>:<sha256 of the key>   string  '<id> <fingerprint of the request>'
+--   key-ids                 hash    id of an API key -> its SHA-256
+--   key:<sha256>            hash    id, tenant, scopes, name, created_at, expires_at (or ''), last_used_at
+--   rate:<key id>           hash    what a key may ask: tokens that were left, `at` that ms
+--   dispatchers             set     who has reported; those whose report is gone are removed when they are seen
+--   dispatcher:<owner>      hash    report (JSON), `at` ms; expires
+--   trash                   set     prefixes of objects whose job was deleted, until they are gone too
 --   plans                   list    ids of plans that are asked for, oldest first
 --   plan:<id>               hash    request, later answer (JSON); expires, so an id in the list may have none
 --   counters                hash    what happened since the store was made, for metrics
@@ -26,6 +37,8 @@ local queue, delayed, leases = prefix .. 'queue', prefix .. 'delayed', prefix ..
 
 local function job_key(id) return prefix .. 'job:' .. id end
 
+local function key_key(digest) return prefix .. 'key:' .. digest end
+
 local function plan_key(id) return prefix .. 'plan:' .. id end
 
 local due = prefix .. 'due'
@@ -38,6 +51,10 @@ local function integer(number) return string.format('%.0f', number) end
 local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function is_valid(created_at, expires_at)
+  return created_at and (expires_at == '' or tonumber(expires_at) > now_ms())
 end
 
 -- The event's time is that of its stream id, which is returned.
@@ -78,13 +95,16 @@ local function notify(tenant, id, state, event_id)
   end
 end
 
+local function rank_of(priority, sequence) return integer(-priority * 1e12 + sequence) end
+
 -- Moves a job to a state, `failure` (JSON or '') saying why.
 local function become(id, state, failure)
   local was = read(id, 'tenant', 'state', 'attempt')
   local index = prefix .. 'jobs:' .. was[1] .. ':'
   if was[2] then redis.call('ZREM', index .. was[2], id) end
   redis.call('ZADD', index .. state, 0, id)
-  redis.call('HSET', job_key(id), 'state', state, 'error', failure, 'status_detail', '')
+  redis.call('HSET', job_key(id), 'state', state, 'error', failure, 'status_detail', '',
+    'at:' .. state, integer(now_ms()))
   redis.call('HINCRBY', job_key(id), 'version', 1)
   local shown = failure == '' and 'null' or failure
   local event_id = emit(id, 'state', '{"state":"' .. state .. '","attempt":' .. was[3] .. ',"error":' .. shown .. '}')
@@ -93,13 +113,21 @@ end
 
 local function finish_as(id, state, failure)
   redis.call('ZREM', leases, id)
+  if state ~= 'cancelled' then redis.call('HDEL', job_key(id), 'asked') end
   redis.call('HSET', job_key(id), 'finished_at', integer(now_ms()))
   count('finished:' .. state)
   become(id, state, failure)
 end
 
+-- Takes a job off the queue without anything in its place.
+local function dequeue(id)
+  redis.call('ZREM', queue, id)
+  redis.call('ZREM', delayed, id)
+end
+
 local function enqueue(id, delay_ms, failure)
   redis.call('ZREM', leases, id)
+  redis.call('HDEL', job_key(id), 'asked')
   if delay_ms > 0 then
     redis.call('ZADD', delayed, integer(now_ms() + delay_ms), id)
   else
@@ -108,11 +136,41 @@ local function enqueue(id, delay_ms, failure)
   become(id, 'queued', failure)
 end
 
--- Whether `fence` is that of the attempt that runs now, and whether it is to wind down.
+local function pause(id, failure)
+  redis.call('ZREM', leases, id)
+  redis.call('HDEL', job_key(id), 'asked')
+  become(id, 'paused', failure)
+end
+
+-- A worker is done with a job that has not ended: it goes where the user wants it, else to the queue.
+local function settle(id, asked, delay_ms, failure)
+  if asked == 'cancel' then
+    finish_as(id, 'cancelled', '')
+  elseif asked == 'pause' then
+    pause(id, failure)
+  else
+    enqueue(id, delay_ms, failure)
+  end
+end
+
+-- Whether `fence` is that of the attempt that runs now, and what the user asked of it: 'cancel', 'pause' or 'ok'.
 local function holds(id, fence)
-  local current = read(id, 'fence', 'state', 'cancel')
-  local running = current[2] == 'running' or current[2] == 'cancelling'
-  return running and current[1] == fence, current[3] == '1'
+  local current = read(id, 'fence', 'state', 'asked')
+  local running = current[2] == 'running' or current[2] == 'pausing' or current[2] == 'cancelling'
+  return running and current[1] == fence, current[3] or 'ok'
+end
+
+-- Whether so many jobs of a tenant wait already; '' is no limit.
+local function is_full(tenant, most)
+  local index = prefix .. 'jobs:' .. tenant
+  local waiting = redis.call('ZCARD', index .. ':queued') + redis.call('ZCARD', index .. ':paused')
+  return most ~= '' and waiting >= tonumber(most)
+end
+
+-- The state of a tenant's job, or false when there is none.
+local function state_of(id, tenant)
+  local current = read(id, 'tenant', 'state')
+  return current[1] and (tenant == '' or current[1] == tenant) and current[2]
 end
 
 -- The answer to a write of an attempt that has lost its lease.

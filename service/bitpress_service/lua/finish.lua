@@ -2,12 +2,12 @@
 -- Returns the job, 'fenced', or 'unasked'. The call may come twice when its reply was lost.
 local id, fence, state, failure, files = unpack(ARGV)
 
-local held, cancelled = holds(id, fence)
+local held, asked = holds(id, fence)
 if not held then
   local ended = read(id, 'fence', 'finished_at')
   return ended[1] == fence and ended[2] and job(id) or fenced()
 end
-if cancelled then
+if asked == 'cancel' then
   finish_as(id, 'cancelled', '')
 elseif state == 'cancelled' then
   return 'unasked'

@@ -7,16 +7,14 @@ for _, id in ipairs(expired) do
   -- From here on the old worker's writes are refused, whoever takes over and when.
   redis.call('HINCRBY', job_key(id), 'fence', 1)
   count('takeovers')
-  local current = read(id, 'cancel', 'stalled', 'attempt', 'owner')
+  local current = read(id, 'asked', 'stalled', 'attempt', 'owner')
   local failure = {code = 'worker-lost', retryable = true, attempt = tonumber(current[3]),
     message = 'worker ' .. current[4] .. ' was not heard of for the length of its lease'}
-  if current[1] == '1' then
-    finish_as(id, 'cancelled', '')
-  elseif tonumber(current[2]) >= max_stalled then
+  if not current[1] and tonumber(current[2]) >= max_stalled then
     failure.message = failure.message .. '; ' .. current[2] .. ' attempts in a row were lost without a new block'
     finish_as(id, 'failed', cjson.encode(failure))
   else
-    enqueue(id, 0, cjson.encode(failure))
+    settle(id, current[1], 0, cjson.encode(failure))
   end
 end
 return expired

@@ -1,5 +1,5 @@
 -- ARGV: id, fence, progress, log event, status detail (JSON), block index, block record, block event; each '' when absent
--- Returns 'ok', 'cancel' or 'fenced'.
+-- Returns 'ok', 'pause', 'cancel' or 'fenced'.
 local id, fence, progress, log, detail, index, record, block = unpack(ARGV)
 
 -- The time from the last block, or the claim, to this one: total and histogram, its buckets those of metrics.py.
@@ -14,7 +14,7 @@ local function measure_block(key)
   count('blocks:inf')
 end
 
-local held, cancelled = holds(id, fence)
+local held, asked = holds(id, fence)
 if not held then return fenced() end
 local key = job_key(id)
 if progress ~= '' then
@@ -31,4 +31,4 @@ if index ~= '' and redis.call('HGET', prefix .. 'blocks:' .. id, index) ~= recor
 end
 if log ~= '' then emit(id, 'log', log) end
 redis.call('HINCRBY', key, 'version', 1)
-return cancelled and 'cancel' or 'ok'
+return asked

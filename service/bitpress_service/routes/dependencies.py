@@ -8,10 +8,12 @@ from typing import Annotated
 from fastapi import Depends, Request, Security
 
 from bitpress_service.artifactstore import ArtifactStore
-from bitpress_service.auth import Key, authenticate
+from bitpress_service.auth import authenticate
 from bitpress_service.event_feed import EventFeed
 from bitpress_service.jobstore import JobStore
+from bitpress_service.keys import Key, Keys
 from bitpress_service.settings import Settings
+from bitpress_service.sources import Sources
 from bitpress_service.webhooks import Webhooks as WebhookStore
 
 
@@ -40,6 +42,16 @@ async def _webhooks(request: Request) -> WebhookStore:
     return webhooks
 
 
+async def _keys(request: Request) -> Keys:
+    keys: Keys = request.app.state.keys
+    return keys
+
+
+async def _sources(request: Request) -> Sources:
+    sources: Sources = request.app.state.sources
+    return sources
+
+
 ServiceSettings = Annotated[Settings, Depends(_settings)]
 Jobs = Annotated[JobStore, Depends(_jobs)]
 Artifacts = Annotated[ArtifactStore, Depends(_artifacts)]
@@ -48,8 +60,12 @@ Webhooks = Annotated[WebhookStore, Depends(_webhooks)]
 
 JobReader = Annotated[Key, Security(authenticate, scopes=["jobs:read"])]
 JobWriter = Annotated[Key, Security(authenticate, scopes=["jobs:write"])]
+AllowedSources = Annotated[Sources, Depends(_sources)]
+AllKeys = Annotated[Keys, Depends(_keys)]
 ArtifactReader = Annotated[Key, Security(authenticate, scopes=["artifacts:read"])]
 WebhookOwner = Annotated[Key, Security(authenticate, scopes=["webhooks:write"])]
+
+Operator = Annotated[Key, Security(authenticate, scopes=["admin"])]
 
 
 def accepts(request: Request, media_type: str) -> bool:

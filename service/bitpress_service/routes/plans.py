@@ -5,7 +5,7 @@ from fastapi import APIRouter
 from bitpress.errors import Unavailable
 from bitpress.plans import PlanReport, PlanRequest
 from bitpress_service.auth import KeyedRoute
-from bitpress_service.routes.dependencies import Jobs, JobWriter
+from bitpress_service.routes.dependencies import AllowedSources, Jobs, JobWriter
 
 router = APIRouter(prefix="/v1/plans", tags=["plans"], route_class=KeyedRoute)
 
@@ -14,11 +14,12 @@ KEEP_SECONDS = 120.0  # a request that is repeated meanwhile joins the plan that
 
 
 @router.post("")
-async def plan(request: PlanRequest, _: JobWriter, jobs: Jobs) -> PlanReport:
+async def plan(request: PlanRequest, _: JobWriter, jobs: Jobs, sources: AllowedSources) -> PlanReport:
     """Plan a job: memory, operations, bytes, time, size of the artifact. Refused as the job would be.
 
     The same request again while its plan is being made waits for that plan.
     """
+    sources.check(request.spec)
     plan_id = await jobs.ask_plan(request, KEEP_SECONDS)
     answer = await jobs.plan_answer(plan_id, WAIT_SECONDS)
     if answer is None:

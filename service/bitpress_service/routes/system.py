@@ -6,11 +6,14 @@ from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 
+from bitpress.cluster import Cluster
 from bitpress.errors import NotFound, StoreError, Unavailable
 from bitpress.methods import METHODS
-from bitpress_service.routes.dependencies import Artifacts, Jobs
+from bitpress_service.auth import KeyedRoute
+from bitpress_service.routes.dependencies import Artifacts, JobReader, Jobs
 
 router = APIRouter(tags=["system"])
+keyed = APIRouter(tags=["system"], route_class=KeyedRoute)
 
 
 class Health(BaseModel):
@@ -51,6 +54,16 @@ async def readyz(jobs: Jobs, artifacts: Artifacts) -> Health:
     if down:
         raise Unavailable("not ready: " + "; ".join(text for _, text in down), down)
     return Health()
+
+
+class ClusterResource(Cluster):
+    object: Literal["cluster"] = "cluster"
+
+
+@keyed.get("/v1/cluster")
+async def cluster(_: JobReader, jobs: Jobs) -> ClusterResource:
+    """Dispatchers with their devices, and the queue by priority, over all tenants."""
+    return ClusterResource(**dict(await jobs.cluster()))
 
 
 @router.get("/v1/methods")

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from bitpress.artifacts import Report
-from bitpress.jobs import Job, JobState
+from bitpress.jobs import Job, JobFilter, JobState
 from bitpress_service.routes.dependencies import Artifacts, JobReader, Jobs
 from bitpress_service.web.evidence import Totals, totals
 from bitpress_service.web.jobs import read_report
@@ -42,7 +42,7 @@ async def compare(
 ) -> Response:
     """The jobs that are named, by rising bits; without any, those that could be."""
     if not job:
-        page = await jobs.list(caller.tenant, limit=OFFERED, state=JobState.SUCCEEDED)
+        page = await jobs.list(caller.tenant, limit=OFFERED, where=JobFilter(state=JobState.SUCCEEDED))
         return render(request, "compare_pick.html", jobs=page.data, most=MOST)
     found = [await jobs.get(job_id, caller.tenant) for job_id in dict.fromkeys(job)]
     reports = [(each, report) for each in found if (report := await read_report(jobs, artifacts, each))]

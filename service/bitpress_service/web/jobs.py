@@ -10,7 +10,7 @@ from fastapi.responses import RedirectResponse
 
 from bitpress.artifacts import REPORT, Report
 from bitpress.errors import NotFound
-from bitpress.jobs import Event, Job, JobState, LogEvent
+from bitpress.jobs import Event, Job, JobFilter, JobState, LogEvent
 from bitpress_service.artifactstore import ArtifactStore
 from bitpress_service.jobstore import JobStore
 from bitpress_service.routes import artifacts as artifact_routes
@@ -77,7 +77,7 @@ async def list_jobs(
 async def _find(jobs: JobStore, tenant: str, chosen: Filter, after: str | None) -> tuple[list[Job], str | None]:
     found: list[Job] = []
     for _ in range(SCANNED_PAGES):
-        page = await jobs.list(tenant, limit=PAGE, cursor=after, state=chosen.state)
+        page = await jobs.list(tenant, limit=PAGE, cursor=after, where=JobFilter(state=chosen.state))
         found += filter(chosen.fits, page.data)
         after = page.next_cursor
         if after is None or len(found) >= PAGE:

@@ -10,7 +10,7 @@ from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 
 from bitpress.errors import Forbidden, Unauthorized
-from bitpress_service.auth import Key
+from bitpress_service.keys import Key
 from bitpress_service.sessions import SESSION_SECONDS, Sessions, csrf_token
 from bitpress_service.web.rendering import SESSION_COOKIE, THEME_COOKIE, THEMES, render
 

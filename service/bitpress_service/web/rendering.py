@@ -13,7 +13,7 @@ from markupsafe import Markup
 from bitpress.jobs import Job
 from bitpress.methods import MethodConfig, PTQ161Config
 from bitpress.progress import duration
-from bitpress_service.auth import Key
+from bitpress_service.keys import Key
 from bitpress_service.sessions import csrf_token
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from bitpress.methods import METHODS
 from bitpress.plans import PlanReport, PlanRequest
 from bitpress_service.routes import jobs as job_routes
 from bitpress_service.routes import plans as plan_routes
-from bitpress_service.routes.dependencies import Jobs, JobWriter
+from bitpress_service.routes.dependencies import AllowedSources, Jobs, JobWriter, ServiceSettings
 from bitpress_service.web.failures import advice
 from bitpress_service.web.forms import job_form, read_job
 from bitpress_service.web.login import Form, SessionRoute, read_form
@@ -46,7 +46,7 @@ async def switch_method(request: Request, _: JobWriter) -> Response:
 
 
 @router.post("/plan")
-async def plan(request: Request, caller: JobWriter, jobs: Jobs) -> Response:
+async def plan(request: Request, caller: JobWriter, jobs: Jobs, sources: AllowedSources) -> Response:
     """What the job would need, beside the form as it was posted."""
     posted = await read_form(request)
     template = "new_form.html" if "hx-request" in request.headers else "new.html"
@@ -56,21 +56,28 @@ async def plan(request: Request, caller: JobWriter, jobs: Jobs) -> Response:
     except InvalidJob as error:
         return _form(request, data, once, template, error=error)
     try:
-        planned = await plan_routes.plan(PlanRequest.of(spec), caller, jobs)
+        planned = await plan_routes.plan(PlanRequest.of(spec), caller, jobs, sources)
     except BitpressError as error:
         return _form(request, data, once, template, spec=spec, error=error)
     return _form(request, data, once, template, spec=spec, plan=planned)
 
 
 @router.post("")
-async def submit(request: Request, caller: JobWriter, jobs: Jobs, response: Response) -> Response:
+async def submit(
+    request: Request,
+    caller: JobWriter,
+    jobs: Jobs,
+    settings: ServiceSettings,
+    sources: AllowedSources,
+    response: Response,
+) -> Response:
     posted = await read_form(request)
     data, once = read_job(posted), _once(posted)
     try:
         spec = parse_spec(data)
         # Sent twice, the same form is one job; corrected in between, it is another.
         key = f"ui-{once}-{hashlib.sha256(canonical_json(data).encode()).hexdigest()[:32]}"
-        job = await job_routes.submit(spec, caller, jobs, response, idempotency_key=key)
+        job = await job_routes.submit(spec, caller, jobs, settings, sources, response, idempotency_key=key)
     except BitpressError as error:
         return _form(request, data, once, error=error)
     return RedirectResponse(f"/ui/jobs/{job.id}", 303)

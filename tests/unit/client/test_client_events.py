@@ -1,5 +1,6 @@
 """Event streams that break off, fall silent or end."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
@@ -39,6 +40,8 @@ class Streams:
         text = self.texts.pop(0) if len(self.texts) > 1 else self.texts[0]
         if isinstance(text, int):
             return send(handler, text, {"code": "unavailable"}, "application/problem+json")
+        if told := re.findall(r'"state": "(\w+)"', text):
+            self.job_state = told[-1]
         handler.send_response(200)
         handler.send_header("Content-Type", "text/event-stream")
         body = text.removesuffix("!").encode()

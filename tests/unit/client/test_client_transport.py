@@ -11,7 +11,7 @@ from http_answers import SPEC, Respond, job_json, send
 
 from bitpress.client import Client
 from bitpress.errors import BitpressError, InvalidJob, NotFound, Unauthorized, Unavailable
-from bitpress.jobs import JobState, parse_spec
+from bitpress.jobs import JobFilter, JobState, parse_spec
 from bitpress.transport import DEFAULT_URL, find_service, state_directory
 
 Start = Callable[[Respond], str]
@@ -140,7 +140,7 @@ def test_a_list_is_read_page_by_page(serve: Start) -> None:
         send(handler, 200, {"object": "list", "data": jobs, "has_more": first, "next_cursor": "c1" if first else None})
 
     with Client(serve(respond)) as client:
-        jobs = client.list(JobState.QUEUED)
+        jobs = client.list(JobFilter(state=JobState.QUEUED))
         assert next(jobs).id == "job_1"
         assert len(asked) == 1
         assert [job.id for job in jobs] == ["job_2", "job_3"]
