@@ -12,6 +12,7 @@ from rich.table import Table
 from bitpress.errors import BitpressError
 
 PIPE_COLUMNS = 200  # a table in a pipe is not cut to the 80 columns rich assumes there
+_IDS = ("job", "key", "webhook")  # headings
 
 
 def print_json(data: Any) -> None:
@@ -24,10 +25,10 @@ def print_table(table: Table) -> None:
 
 
 def plain_table(*columns: str) -> Table:
-    """A table without lines; ids and numbers are never broken."""
+    """A table without lines; columns of ids are never broken."""
     table = Table(box=None, pad_edge=False, show_header=any(columns), padding=(0, 3, 0, 0))
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in _IDS)
     return table
 
 
