@@ -24,6 +24,7 @@ PAGES = {
     "new-ptq161": "/new?method=ptq161",
     "compare-choose": "/compare",
     "compare": "/compare?job={spqr}&job={rtn}",
+    "keys": "/keys",
     "not-found": "/jobs/job_none",
 }
 

@@ -14,6 +14,7 @@ from bitpress.errors import ERRORS
 from bitpress.jobs import Job, JobSpec, JobState, Progress, parse_spec
 from bitpress_service.artifactstore import job_key
 from bitpress_service.web.failures import ADVICE
+from bitpress_service.web.steering import ACTIONS
 
 
 async def succeed(api: Api, report: Report) -> Job:
@@ -213,3 +214,34 @@ async def test_whatever_a_user_wrote_is_text(api: Api) -> None:
         for path in ("jobs/<script>alert", "compare?job=<script>alert"):
             answer = await client.get(f"/ui/{path}")
             assert answer.status_code == 404 and "<script>alert" not in answer.text
+
+
+async def test_a_job_is_steered_by_its_buttons(api: Api) -> None:
+    job, _ = await api.jobs.create("local", job_spec())
+    async with logged_in(api) as client:
+
+        async def press(action: str) -> set[str]:
+            """The buttons that are there afterwards."""
+            page = (await client.get(f"/ui/jobs/{job.id}")).text
+            answer = await client.post(f"/ui/jobs/{job.id}/{action}", data={"csrf": csrf_of(page)})
+            assert answer.status_code == 303
+            page = (await client.get(f"/ui/jobs/{job.id}")).text
+            return set(re.findall(rf'action="/ui/jobs/{job.id}/(\w+)"', page))
+
+        assert await press("pause") == {"resume", "cancel"}
+        assert (await api.jobs.get(job.id)).state is JobState.PAUSED
+        assert await press("resume") == {"pause", "cancel"}
+        assert await press("cancel") == {"retry", "delete"}
+        assert await press("retry") == {"pause", "cancel"}
+        assert (await api.jobs.get(job.id)).state is JobState.QUEUED
+        refused = await client.post(
+            f"/ui/jobs/{job.id}/delete", data={"csrf": csrf_of((await client.get("/ui/new")).text)}
+        )
+        assert refused.status_code == 409 and ADVICE["conflict"] in text_of(refused.text)
+        await press("cancel")
+        assert await press("delete") == set()
+        assert (await client.get(f"/ui/jobs/{job.id}")).status_code == 404
+
+
+def test_every_state_has_its_buttons() -> None:
+    assert set(ACTIONS) == set(JobState)

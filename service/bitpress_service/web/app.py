@@ -8,7 +8,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bitpress_service.sessions import Sessions
-from bitpress_service.web import compare, failures, jobs, login, submission
+from bitpress_service.web import compare, failures, jobs, keys, login, steering, submission
 
 STATIC = Path(__file__).parent / "static"
 
@@ -31,7 +31,7 @@ def create_web(state: State) -> FastAPI:
     state.sessions = Sessions(state.keys)
     failures.install(web)
     web.add_middleware(_Headers)
-    for router in (login.router, jobs.router, submission.router, compare.router):
+    for router in (login.router, jobs.router, steering.router, submission.router, compare.router, keys.router):
         web.include_router(router)
     web.mount("/static", StaticFiles(directory=STATIC), name="static")
     return web

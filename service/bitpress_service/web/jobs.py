@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import RedirectResponse
 
 from bitpress.artifacts import REPORT, Report
 from bitpress.errors import NotFound
@@ -15,12 +14,12 @@ from bitpress_service.artifactstore import ArtifactStore
 from bitpress_service.jobstore import JobStore
 from bitpress_service.routes import artifacts as artifact_routes
 from bitpress_service.routes import events as event_routes
-from bitpress_service.routes import jobs as job_routes
-from bitpress_service.routes.dependencies import Artifacts, JobReader, Jobs, JobWriter
+from bitpress_service.routes.dependencies import Artifacts, JobReader, Jobs
 from bitpress_service.web.evidence import block_bars, block_cells, heat_tables, totals
 from bitpress_service.web.failures import advice
 from bitpress_service.web.login import SessionRoute
 from bitpress_service.web.rendering import render
+from bitpress_service.web.steering import ACTIONS
 
 router = APIRouter(prefix="/jobs", route_class=SessionRoute)
 
@@ -47,7 +46,13 @@ class Filter:
     def fits(self, job: Job) -> bool:
         """Whether every word is somewhere in what the list shows of a job."""
         spec = job.spec
-        shown = [job.id, spec.model.uri, spec.method.model_dump_json(), *(f"{k}={v}" for k, v in spec.labels.items())]
+        shown = [
+            job.id,
+            spec.name or "",
+            spec.model.uri,
+            spec.method.model_dump_json(),
+            *(f"{k}={v}" for k, v in spec.labels.items()),
+        ]
         return all(word in " ".join(shown).lower() for word in self.text.lower().split())
 
 
@@ -125,16 +130,15 @@ async def show_report(request: Request, job_id: str, caller: JobReader, jobs: Jo
     )
 
 
-@router.post("/{job_id}/cancel")
-async def cancel(job_id: str, caller: JobWriter, jobs: Jobs, response: Response) -> Response:
-    await job_routes.cancel(job_id, caller, jobs, response)
-    return RedirectResponse(f"/ui/jobs/{job_id}", 303)
-
-
 async def _live(jobs: JobStore, job: Job) -> dict[str, Any]:
     published = await jobs.blocks(job.id)
     total = max([job.progress.blocks_total, *(index + 1 for index in published)])
-    return {"job": job, "blocks": block_cells(published, total), "bars": block_bars(published, total)}
+    return {
+        "job": job,
+        "actions": ACTIONS,
+        "blocks": block_cells(published, total),
+        "bars": block_bars(published, total),
+    }
 
 
 def _log_tail(events: Sequence[Event]) -> list[LogEvent]:
