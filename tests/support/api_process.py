@@ -120,7 +120,7 @@ class PlayedWorker:
         return manifest
 
     def blocks(self, job_id: str) -> dict[int, BlockRecord]:
-        return self._run(lambda store: store.blocks(job_id))
+        return self.run(lambda store: store.blocks(job_id))
 
     def fail(self, claim: Claim, code: str, message: str) -> None:
         error = Failure(code=code, message=message, retryable=False, attempt=claim.job.attempt)
