@@ -1,5 +1,6 @@
 """A Ray cluster of three nodes on this machine, on loopback, one of its parts killed in the middle of a block."""
 
+import asyncio
 import os
 import re
 import signal
@@ -13,8 +14,10 @@ from ray_jobs import RayJob, in_shard
 
 from bitpress.artifacts import Report
 from bitpress.errors import Conflict, InvalidJob, WorkerLost
-from bitpress.jobs import JobSpec, Progress
+from bitpress.jobs import JobSpec, ModelSource, Progress
 from bitpress.methods import RTNConfig
+from bitpress_service.jobstore import Capacity
+from bitpress_workers.devices import DeviceWatch
 from bitpress_workers.pipeline.shard import ShardConfig, ShardMethod
 from bitpress_workers.ray_fleet import RaySession
 
@@ -128,7 +131,9 @@ def test_a_killed_node_leaves_a_smaller_fleet(
 
 
 def config(model: Path, directory: Path) -> ShardConfig:
-    return ShardConfig(str(model), {0: ShardMethod(RTNConfig(bits=4), 64)}, "cpu", directory.as_uri(), (range(1),))
+    return ShardConfig(
+        ModelSource(uri=str(model)), {0: ShardMethod(RTNConfig(bits=4), 64)}, "cpu", directory.as_uri(), (range(1),)
+    )
 
 
 def test_devices_that_are_busy_are_waited_for_and_those_that_are_not_there_are_not(
@@ -146,6 +151,21 @@ def test_devices_that_are_busy_are_waited_for_and_those_that_are_not_there_are_n
     assert reasons[0] == "waiting for 3 devices: the cluster has 3, but not all of them are free"
     with pytest.raises(InvalidJob, match=r"asks for 4 devices .* the whole cluster has 3"):
         session.make_fleet(settings, 4, 4, waiting)
+
+
+async def test_a_dispatcher_counts_the_devices_of_all_hosts(cluster: Cluster, nodes: list[object]) -> None:
+    watch = DeviceWatch(cluster.address)
+    assert watch.capacity == Capacity(cluster.address, 0)  # nothing is claimed before it has looked
+    looking = asyncio.create_task(watch.run())
+    try:
+        async with asyncio.timeout(120):
+            while watch.latest is None:
+                await asyncio.sleep(0.1)
+    finally:
+        looking.cancel()
+        await asyncio.wait({looking})
+    assert (watch.latest.kind, [node.devices for node in watch.latest.nodes]) == ("cpu", [1, 1, 1])
+    assert watch.capacity == Capacity(cluster.address, 3)
 
 
 def test_a_host_with_another_version_is_refused(
