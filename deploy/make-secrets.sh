@@ -16,6 +16,7 @@ make ray_token "$(random)"
 make s3_access_key "bitpress-$(random | cut -c1-12)"
 make s3_secret_key "$(random)"
 make api_key "$(random)"
+make grafana_password "$(random)"
 if ! [ -s secrets/redis_url ] || ! [ -s secrets/redis_acl ]; then
   rm -f secrets/redis_url secrets/redis_acl
   password=$(random)
