@@ -20,6 +20,7 @@ check: .venv/.check ## style, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/check.sh
 bench: .venv/.test .venv/.model ## all benchmarks; results go to benchmarks/results
 	$(BIN)/python benchmarks/run_all.py
 up: .venv/.local ## serve on loopback with embedded Redis, Ray on this machine, files as object storage

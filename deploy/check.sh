@@ -20,4 +20,16 @@ for files in "" "cpu" "hosts" "hosts cpu" "cpu nanio"; do
 done
 docker-compose -f "$scratch/deploy/compose.node.yml" config --quiet
 kubernetes-validate --quiet deploy/kubernetes/bitpress.yaml deploy/kubernetes/ray.yaml
+# Of a RayCluster the pods are checked; KubeRay's own schema is not at hand.
+python - <<'PODS'
+import kubernetes_validate
+import yaml
+
+with open("deploy/kubernetes/raycluster.yaml") as file:
+    spec = yaml.safe_load(file)["spec"]
+for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+    template = group["template"]
+    pod = template | {"apiVersion": "v1", "kind": "Pod", "metadata": template["metadata"] | {"name": "ray"}}
+    kubernetes_validate.validate(pod, "1.37", strict=True)
+PODS
 echo "deployment files: fine"
