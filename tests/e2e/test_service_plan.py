@@ -56,7 +56,11 @@ def test_a_plan_for_other_devices_is_refused_until_the_change_that_it_names_is_m
     roomy = DevicesLike(kind="cuda", count=4, memory_gib=141, rates=RATES)
     report = client.plan(spec, roomy)
     assert report.devices.rates_from == "statement"
-    tight = roomy.model_copy(update={"memory_gib": 0.8 * report.peak_device_bytes / 2**30})
+    assert report.activations == "device"
+    smaller = roomy.model_copy(update={"memory_gib": 0.8 * report.peak_device_bytes / 2**30})
+    offloaded = client.plan(spec, smaller)
+    assert offloaded.activations == "host"
+    tight = roomy.model_copy(update={"memory_gib": 0.8 * offloaded.peak_device_bytes / 2**30})
     with pytest.raises(OutOfMemory, match='it fits with "devices": ') as caught:
         client.plan(spec, tight)
     devices = int(caught.value.message.rpartition(" ")[2])

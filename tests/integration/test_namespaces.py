@@ -33,7 +33,8 @@ SOON = {
 @pytest.fixture(scope="module")
 def environment() -> dict[str, str]:
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    return token | SOON | {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": ":".join([*sys.path, str(SUPPORT)])}
+    several = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}  # this process may have set it to 0, for a Ray of its own
+    return token | SOON | several | {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": ":".join([*sys.path, str(SUPPORT)])}
 
 
 @pytest.fixture

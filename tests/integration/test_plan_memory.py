@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from pipeline_helpers import make_spec
-from random_models import write_random_model
+from random_models import llama, write_random_model
 
 from bitpress_workers.pipeline.outlook import outlook
 from bitpress_workers.pipeline.plan import Devices
@@ -26,7 +26,7 @@ METHODS: dict[str, dict[str, Any]] = {
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two blocks of hidden size 1536: one takes 113 MB, at its peak a job four to seven times that."""
     directory = tmp_path_factory.mktemp("model")
-    write_random_model(directory, num_blocks=2, hidden_size=1536)
+    write_random_model(directory, llama(2, 1536))
     return directory
 
 

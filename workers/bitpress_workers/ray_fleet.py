@@ -203,6 +203,9 @@ class RayFleet:
             return self._lost(error)
         except ray.exceptions.RayTaskError as error:
             cause = error.cause
+            if isinstance(cause, ray.exceptions.RaySystemError) and "MemoryError" in str(cause):
+                # It ran out while a call's arguments were unpacked: Ray tells so in words alone.
+                return OutOfMemory(f"a host ran out of memory: {cause}")
             return out_of_memory(cause) or (cause if isinstance(cause, BitpressError) else error)
         return None
 
