@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bitpress.errors import BitpressError, EvaluationFailed, GateFailed
 from bitpress.jobs import JobSpec
 
 MANIFEST = "manifest.json"
@@ -87,10 +88,63 @@ class LedgerEntry(_Model):
     detail: str
 
 
+class Interval(_Model):
+    """A 95 % confidence interval over an evaluation's windows; how it is made stands in `Report`."""
+
+    low: float
+    high: float
+
+
 class PerplexityReport(_Model):
+    """Both models' perplexity on one text: exp of the mean over windows of the mean loss of their predictions.
+
+    `increase_percent` is by how much the compressed model's is higher; its interval is that of the pairs of
+    losses, and so narrower than those of the two perplexities. `bits_per_byte` is of the predicted text in UTF-8,
+    by which models with different tokenizers compare; null when the tokenizer does not say where its tokens lie.
+    Intervals are null for a single window. `tokens_sha256` is of the windows.
+    """
+
     dense: float
+    dense_interval: Interval | None
     compressed: float
+    compressed_interval: Interval | None
+    increase_percent: float
+    increase_interval: Interval | None
+    dense_bits_per_byte: float | None
+    compressed_bits_per_byte: float | None
+    num_windows: int
     num_tokens: int
+    tokens_sha256: Sha256
+
+
+class DivergenceReport(_Model):
+    """How the compressed model's predictions differ from the dense one's on the tokens of the same text.
+
+    `kl` is the mean Kullback-Leibler divergence KL(dense || compressed) in nats, `agreement` the share of
+    predictions whose most likely token is the same.
+    """
+
+    kl: float
+    kl_interval: Interval | None
+    agreement: float
+    agreement_interval: Interval | None
+
+
+class GateMiss(_Model):
+    """A limit of the spec's gate that a dataset's result misses. metric: the limit's name in the spec."""
+
+    metric: Literal["perplexity_increase_percent", "kl_max", "agreement_min"]
+    dataset: str
+    limit: float
+    found: float
+
+
+class PartFailure(_Model):
+    """A part of the evaluation that ended in an error, with the error's stable code."""
+
+    part: Literal["quality"]
+    code: str
+    message: str
 
 
 class Report(_Model):
@@ -98,21 +152,42 @@ class Report(_Model):
 
     `bytes_before` and `bytes_after` count the weights of all blocks' linears as stored in the
     checkpoint and in the artifact; `bits_per_weight` is 8 * bytes_after / number of those weights.
+    `error_growth` is, behind each block, the squared difference of the compressed model's hidden states from
+    the dense one's on all evaluated tokens, divided by the latter's squares; empty without evaluation.
+    Intervals are percentiles of 2000 bootstrap samples of the windows, drawn with one fixed seed.
+    `gate_misses` is null when the spec has no gate or what it asks for could not be evaluated; without misses the
+    result has passed. `failures` names what could not be evaluated.
     `phases` are wall seconds by phase, `peak_bytes` the largest resident memory of any process of
     the job, `peak_device_bytes` that of any accelerator (0 without one), `versions` the libraries
     and the machine.
     """
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     spec: JobSpec
     bits_per_weight: float
     num_weights: int
     bytes_before: int
     bytes_after: int
     perplexity: dict[str, PerplexityReport]
+    divergence: dict[str, DivergenceReport]
+    error_growth: tuple[float, ...]
+    gate_misses: tuple[GateMiss, ...] | None
+    failures: tuple[PartFailure, ...]
     blocks: tuple[BlockReport, ...]
     phases: dict[str, float]
     peak_bytes: int
     peak_device_bytes: int
     ledger: tuple[LedgerEntry, ...]
     versions: dict[str, str]
+
+    def problem(self) -> BitpressError | None:
+        """Why the job has not succeeded although its artifact is complete; None when it has."""
+        if self.failures:
+            told = "; ".join(f"{failure.part}: {failure.code}: {failure.message}" for failure in self.failures)
+            return EvaluationFailed(f"the artifact is kept, but its evaluation failed: {told}")
+        if self.gate_misses:
+            told = "; ".join(
+                f"{miss.dataset}: {miss.metric} is {miss.limit:g}, found {miss.found:.6g}" for miss in self.gate_misses
+            )
+            return GateFailed(f"the artifact is kept, but it misses its gate: {told}")
+        return None

@@ -197,6 +197,10 @@ class Client:
     def report_markdown(self, job_id: str) -> str:
         return self._transport.request("GET", path_of(job_id, "report"), headers={"Accept": "text/markdown"}).text
 
+    def report_html(self, job_id: str) -> str:
+        """The report as one page that needs nothing else."""
+        return self._transport.request("GET", path_of(job_id, "report"), headers={"Accept": "text/html"}).text
+
     def artifacts(self, job_id: str) -> tuple[ArtifactFile, ...]:
         """The files of a finished job's artifact."""
         return read(_FILES, json_of(self._transport.request("GET", path_of(job_id, "artifacts"))).get("data"))

@@ -20,6 +20,8 @@ BitpressError
 ├── Cancelled           cancelled                 the user asked the job to stop
 ├── WorkerLost          worker-lost               retryable: a device, a host or the driver died
 ├── StoreError          store-failure             retryable: an object could not be written or read
+├── GateFailed          gate-failed               the result is kept, but misses what the spec's gate asks for
+├── EvaluationFailed    evaluation-failed         the result is kept, but a part of its evaluation failed
 └── ArtifactError       bad-artifact              an artifact that is incomplete or was changed
 
 `code` is stable and may be matched on; messages are for people and may change.
@@ -153,12 +155,21 @@ class ArtifactError(BitpressError):
     code = "bad-artifact"
 
 
+class GateFailed(BitpressError):
+    code = "gate-failed"
+
+
+class EvaluationFailed(BitpressError):
+    code = "evaluation-failed"
+
+
 ERRORS: dict[str, type[BitpressError]] = {
     cls.code: cls
     for cls in (
         BitpressError, InvalidJob, Unauthorized, Forbidden, NotFound, Conflict, PreconditionFailed, TooManyJobs,
         TooManyRequests, TooManyStreams, Unavailable, SourceNotAllowed, UnsupportedModel, CheckpointError,
-        CalibrationError, NumericalError, OutOfMemory, Cancelled, WorkerLost, StoreError, ArtifactError,
+        CalibrationError, NumericalError, OutOfMemory, Cancelled, WorkerLost, StoreError, ArtifactError, GateFailed,
+        EvaluationFailed,
     )
 }  # fmt: skip
 

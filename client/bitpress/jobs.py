@@ -53,6 +53,14 @@ class Evaluation(_Model):
         return values
 
 
+class Gate(_Model):
+    """What a result must reach on every evaluated dataset; a job that misses it fails and keeps its artifact."""
+
+    perplexity_increase_percent: float | None = Field(None, description="most by which perplexity may rise")
+    kl_max: float | None = Field(None, ge=0, description="largest KL divergence to the dense model, in nats")
+    agreement_min: float | None = Field(None, ge=0, le=1, description="least share of equal most likely tokens")
+
+
 Name = Annotated[str, Field(min_length=1, max_length=200, description="what people call the job")]
 LabelKey = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^=]*$")]
 Labels = Annotated[dict[LabelKey, Annotated[str, Field(max_length=200)]], Field(max_length=32)]
@@ -78,11 +86,24 @@ class SpecBase(_Model, Generic[Methods]):
     method: Methods
     calibration: Calibration
     evaluation: Evaluation = Evaluation()
+    gate: Gate | None = Field(None, description="what the result must reach; null: nothing")
     exports: tuple[Export, ...] = Field((), description="what else the result is written as, under exports/")
     strategy: Strategy = "exact"
     devices: int | None = Field(None, ge=1, le=4096, description="number of shards; null: all devices there are")
     name: Name | None = None
     labels: Labels = Field(default_factory=dict)
+
+    @field_validator("gate")
+    @classmethod
+    def _gate(cls, gate: Gate | None, info: ValidationInfo) -> Gate | None:
+        if gate is None or "evaluation" not in info.data:  # absent when it is itself at fault
+            return gate
+        limits = [name for name, limit in gate if limit is not None]
+        if not limits:
+            raise ValueError(f"a gate without a limit; expected one of {', '.join(Gate.model_fields)}")
+        if not info.data["evaluation"].datasets:
+            raise ValueError(f"{', '.join(limits)}: not evaluated, evaluation.datasets is empty")
+        return gate
 
     @field_validator("exports")
     @classmethod

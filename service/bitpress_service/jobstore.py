@@ -170,7 +170,7 @@ class JobRequests(Protocol):
         ...
 
     async def files(self, job_id: str) -> dict[str, str]:
-        """The artifact: file name to object key. Empty until the job has succeeded."""
+        """The artifact: file name to object key. Empty until it is complete."""
         ...
 
 
@@ -223,7 +223,8 @@ class JobWork(Protocol):
         error: Failure | None = None,
         files: Mapping[str, str] | None = None,
     ) -> Job:
-        """End the job; `error` goes with "failed", `files` (name to object key) with "succeeded".
+        """End the job; `error` goes with "failed", `files` (name to object key) with "succeeded", or with a "failed"
+        whose artifact is complete but not what was asked for.
 
         When the user asked to cancel before this call, the job ends cancelled whatever `state` says.
         Finishing again with the same fence returns the job as it ended.

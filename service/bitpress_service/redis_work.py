@@ -68,8 +68,9 @@ class RedisWork(Scripts):
         error: Failure | None = None,
         files: Mapping[str, str] | None = None,
     ) -> Job:
-        if (state == "failed") != (error is not None) or (state == "succeeded") != bool(files):
-            raise ValueError(f"{state}: an error goes with 'failed', files go with 'succeeded'")
+        wrong_files = state == "cancelled" if files else state == "succeeded"
+        if (state == "failed") != (error is not None) or wrong_files:
+            raise ValueError(f"{state}: an error goes with 'failed', files go with 'succeeded' or 'failed'")
         reply = await self._run("finish", job_id, fence, state, failure_json(error), json.dumps(dict(files or {})))
         if reply == "unasked":
             raise Conflict(f"nobody asked to cancel job {job_id}")

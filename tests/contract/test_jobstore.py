@@ -316,6 +316,13 @@ async def test_what_is_said_twice_because_a_reply_was_lost_counts_once(job_store
         await job_store.record(claim.job.id, claim.fence, log="after the end")
 
 
+async def test_a_failed_job_may_keep_its_artifact(job_store: JobStore) -> None:
+    claim = await running(job_store)
+    ended = await job_store.finish(claim.job.id, claim.fence, state="failed", files=FILES, error=failure())
+    assert ended.state is JobState.FAILED
+    assert await job_store.files(claim.job.id) == FILES
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -75,13 +75,17 @@ async def test_a_download_goes_on_only_with_the_same_file(api: Api) -> None:
     assert changed.status_code == 200 and changed.content == CONTENTS[BLOCK]
 
 
-async def test_the_report_is_json_or_text(api: Api) -> None:
+async def test_the_report_is_json_text_or_a_page(api: Api) -> None:
     job = await api.succeeded_job()
     as_json = await api.client.get(f"/v1/jobs/{job.id}/report")
     assert as_json.headers["content-type"] == "application/json" and as_json.content == CONTENTS["report.json"]
     as_text = await api.client.get(f"/v1/jobs/{job.id}/report", headers={"Accept": "text/markdown"})
     assert as_text.headers["content-type"] == "text/markdown; charset=utf-8"
     assert as_text.content == CONTENTS["report.md"]
+    as_page = await api.client.get(f"/v1/jobs/{job.id}/report", headers={"Accept": "text/html"})
+    assert as_page.headers["content-type"] == "text/html; charset=utf-8"
+    assert as_page.headers["content-security-policy"].startswith("default-src 'none'")
+    assert as_page.content == CONTENTS["report.html"]
 
 
 async def test_a_job_without_an_artifact_says_so(api: Api) -> None:

@@ -23,6 +23,7 @@ from bitpress.errors import (
     UnsupportedModel,
 )
 from bitpress.jobs import Progress
+from bitpress.loading import load
 from bitpress_workers.local_run import run_local
 from bitpress_workers.pipeline.plan import Devices
 
@@ -210,14 +211,21 @@ def test_activations_that_overflow_are_named(opt_mini: Path, texts: Path, tmp_pa
         run(make_spec(model, texts, {"kind": "rtn", "bits": 4}), tmp_path / "out")
 
 
-def test_a_loss_that_is_no_perplexity_is_named(opt_mini: Path, texts: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_no_perplexity_is_kept_with_the_artifact(opt_mini: Path, texts: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(opt_mini, model)
     tensors = safetensors.torch.load_file(model / "model.safetensors")
     tensors["model.decoder.final_layer_norm.weight"] *= 1e4
     safetensors.torch.save_file(tensors, model / "model.safetensors", {"format": "pt"})
-    with pytest.raises(NumericalError, match=r"evaluation.txt, dense model: the mean loss is \d+"):
-        run(make_spec(model, texts, {"kind": "rtn", "bits": 4}), tmp_path / "out")
+    report = run(make_spec(model, texts, {"kind": "rtn", "bits": 4}, gate={"kl_max": 1.0}), tmp_path / "out")
+    (failure,) = report.failures
+    assert (failure.part, failure.code) == ("quality", "numerical-failure")
+    assert "evaluation.txt: a window's mean loss is" in failure.message
+    assert report.perplexity == {} and report.gate_misses is None
+    problem = report.problem()
+    assert problem is not None and problem.code == "evaluation-failed"
+    assert "numerical-failure" in (tmp_path / "out" / "report.md").read_text()
+    load(tmp_path / "out")
 
 
 def test_two_runs_do_not_share_a_directory(opt_mini: Path, texts: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The command line against the real API, a real Redis and real files; the test plays the worker."""
 
+import csv
 import json
 import signal
 from collections.abc import Iterator
@@ -9,9 +10,10 @@ from typing import Any
 import pytest
 from api_process import ApiProcess, PlayedWorker
 from run_cli import bitpress, start_bitpress
+from sample_report import sample_perplexity
 from service_helpers import block_record
 
-from bitpress.artifacts import BlockReport, LinearReport, PerplexityReport, Report
+from bitpress.artifacts import BlockReport, DivergenceReport, LinearReport, Report
 from bitpress.client import Client
 from bitpress.jobs import Job, Progress, parse_spec
 
@@ -69,7 +71,13 @@ def report_of(job: Job, perplexity: float = 11.5) -> Report:
         num_weights=4096,
         bytes_before=8192,
         bytes_after=1856,
-        perplexity={"/texts/held-out.txt": PerplexityReport(dense=10.25, compressed=perplexity, num_tokens=999)},
+        perplexity={"/texts/held-out.txt": sample_perplexity(perplexity, dense=10.25)},
+        divergence={
+            "/texts/held-out.txt": DivergenceReport(kl=0.02, kl_interval=None, agreement=0.9, agreement_interval=None)
+        },
+        error_growth=(0.004,),
+        gate_misses=None,
+        failures=(),
         blocks=(BlockReport(index=0, sha256="0" * 64, bytes=1856, seconds=3, linears=linears),),
         phases={"calibrating": 75.0, "evaluating": 4.0},
         peak_bytes=123_000_000,
@@ -244,6 +252,21 @@ def test_logs_tell_what_happened(worker: PlayedWorker, job: Job) -> None:
     assert out.rstrip().endswith("failed (attempt 1): [bad-checkpoint] tensors missing")
     types = [json.loads(line)["type"] for line in so_far.stdout.splitlines()]
     assert sorted(types) == ["block", "log", "progress", "state", "state"]
+
+
+def test_a_report_as_a_page_and_jobs_by_bits(client: Client, worker: PlayedWorker, job: Job, tmp_path: Path) -> None:
+    worker.succeed(worker.claim(job), content_of(job) | {"report.html": b"<!doctype html><p>whole</p>"})
+    other = client.submit(parse_spec(SPEC | {"method": {"kind": "septq", "bits": 2}}))
+    worker.succeed(worker.claim(other), content_of(other, perplexity=14.0))
+    file = tmp_path / "report.html"
+    assert bitpress("report", job.id, "--html", str(file)).returncode == 0
+    assert file.read_text() == "<!doctype html><p>whole</p>"
+    assert bitpress("report", job.id, "--html", str(file), "--json").returncode == 2
+    absent = bitpress("report", other.id, "--html", str(tmp_path / "absent.html"))
+    assert absent.returncode == 3 and "no report.html" in absent.stderr and not (tmp_path / "absent.html").exists()
+    rows = list(csv.DictReader(bitpress("compare", job.id, other.id, "--csv").stdout.splitlines()))
+    assert [(row["job"], row["on_front"]) for row in rows] == [(job.id, "yes"), (other.id, "no")]
+    assert job.id in bitpress("compare", job.id, other.id).stdout
 
 
 def test_reports_side_by_side(client: Client, worker: PlayedWorker, job: Job) -> None:

@@ -32,7 +32,7 @@ def test_checkpoint_is_float16_safetensors_with_tokenizer(demo_model: Path) -> N
 
 def test_model_knows_english(demo_model: Path, texts: Path) -> None:
     checkpoint = Checkpoint.open(str(demo_model))
-    windows_KS = evaluation_windows(str(texts / "evaluation.txt"), 512, None, checkpoint.tokenizer())
+    windows_KS = evaluation_windows(str(texts / "evaluation.txt"), 512, None, checkpoint.tokenizer()).tokens_KS
 
     assert len(windows_KS) >= 8
     assert dense_perplexity(checkpoint, windows_KS, 2) < 25
@@ -42,7 +42,7 @@ def test_model_knows_english(demo_model: Path, texts: Path) -> None:
 def test_perplexity_on_wikitext2(demo_model: Path, shared: Path) -> None:
     checkpoint = Checkpoint.open(str(demo_model))
     text = shared / "data" / "wikitext2" / "wiki.test.txt"
-    windows_KS = evaluation_windows(str(text), 512, 24, checkpoint.tokenizer())
+    windows_KS = evaluation_windows(str(text), 512, 24, checkpoint.tokenizer()).tokens_KS
 
     assert dense_perplexity(checkpoint, windows_KS, 24) == pytest.approx(32.606, rel=1e-4)
 

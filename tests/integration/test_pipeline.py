@@ -37,7 +37,7 @@ def test_a_job_leaves_an_artifact_that_loads_as_it_was_calibrated(
     dataset = str(texts / "evaluation.txt")
     quality = report.perplexity[dataset]
     checkpoint = Checkpoint.open(str(mini_model))
-    windows_KS = evaluation_windows(dataset, 128, 6, checkpoint.tokenizer())
+    windows_KS = evaluation_windows(dataset, 128, 6, checkpoint.tokenizer()).tokens_KS
     dense = AutoModelForCausalLM.from_pretrained(mini_model, dtype=torch.float32)
     assert quality.dense == pytest.approx(perplexity(dense, windows_KS), rel=1e-5)
     assert quality.compressed == pytest.approx(perplexity(load(tmp_path / "out"), windows_KS), rel=1e-5)

@@ -162,6 +162,34 @@ def test_a_member_that_is_cancelled_leaves_the_fleet_to_the_others(
     assert block_hashes(tmp_path / "sweep" / "01-spqr") == block_hashes(tmp_path / "alone")
 
 
+def test_a_member_that_cannot_be_evaluated_keeps_its_artifact_and_the_others_their_evaluation(
+    opt_mini: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first member's activations overflow in the third block; the second misses its gate."""
+    advance = Shard.advance
+
+    def overflow(self: Shard, stream: str) -> None:
+        if (stream, self._block_index) == ("compressed 0", 2):
+            raise NumericalError("an activation is not finite")
+        advance(self, stream)
+
+    monkeypatch.setattr(Shard, "advance", overflow)
+    spec = sweep(opt_mini, texts, [{"kind": "rtn", "bits": 4}, METHODS[0]], gate={"kl_max": 0}, devices=2)
+    members = {member.name: member for member in run_sweep(spec, tmp_path / "sweep", show).members}
+    monkeypatch.undo()
+    unmeasured, measured = members["00-rtn"], members["01-gptq"]
+    assert (unmeasured.error, unmeasured.perplexity, unmeasured.kl) == ("evaluation-failed", {}, {})
+    assert unmeasured.bits_per_weight is not None and "not finite" in unmeasured.message
+    assert measured.error == "gate-failed"
+    alone = run(spec.specs()[1], tmp_path / "alone")
+    assert measured.perplexity == {text: found.compressed for text, found in alone.perplexity.items()}
+    assert measured.kl == {text: found.kl for text, found in alone.divergence.items()}
+    for name in spec.names():
+        assert (tmp_path / "sweep" / name / "manifest.json").exists()
+    page = (tmp_path / "sweep" / "comparison.md").read_text()
+    assert "**evaluation-failed**" in page and "**gate-failed**" in page and f"{measured.kl.popitem()[1]:.5f}" in page
+
+
 def test_an_interrupted_sweep_goes_on(opt_mini: Path, texts: Path, tmp_path: Path) -> None:
     spec = sweep(opt_mini, texts, METHODS[:2], evaluation={"datasets": []}, devices=1)
 

@@ -19,6 +19,6 @@ from bitpress_workers.pipeline.calibration import evaluation_windows
 )
 def test_perplexity_of_the_dense_model(shared: Path, model: str, text: str, num_windows: int, expected: float) -> None:
     checkpoint = Checkpoint.open(str(shared / "models" / model))
-    windows_KS = evaluation_windows(str(shared / "data" / text), 256, num_windows, checkpoint.tokenizer())
+    windows_KS = evaluation_windows(str(shared / "data" / text), 256, num_windows, checkpoint.tokenizer()).tokens_KS
 
     assert dense_perplexity(checkpoint, windows_KS, num_windows) == pytest.approx(expected, rel=1e-4)

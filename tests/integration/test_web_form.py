@@ -11,7 +11,7 @@ from service_helpers import job_spec
 from web_session import csrf_of, logged_in
 
 from bitpress.errors import CheckpointError
-from bitpress.jobs import parse_spec
+from bitpress.jobs import Gate, parse_spec
 from bitpress.methods import METHODS
 from bitpress.plans import PlanAnswer
 
@@ -81,6 +81,16 @@ async def test_another_job_fills_the_form(api: Api) -> None:
         answer = await client.post("/ui/new", data=posted)
     again = await api.jobs.get(answer.headers["location"].rpartition("/")[2], "local")
     assert again.id != job.id and again.spec == job.spec
+
+
+async def test_a_gate_is_asked_for_by_its_box(api: Api) -> None:
+    async with logged_in(api) as client:
+        form = SEPTQ | {"csrf": csrf_of((await client.get("/ui/new")).text), "gate": "on", "gate.kl_max": "0.25"}
+        answer = await client.post("/ui/new", data=form)
+        job = await api.jobs.get(answer.headers["location"].rpartition("/")[2], "local")
+        again = fields_of((await client.get(f"/ui/new?like={job.id}")).text)
+    assert job.spec.gate == Gate(kl_max=0.25)
+    assert (again["gate"], again["gate.kl_max"], again["gate.agreement_min"]) == ("on", "0.25", "")
 
 
 async def test_the_same_form_twice_is_one_job_and_a_corrected_one_another(api: Api) -> None:

@@ -26,6 +26,7 @@ from bitpress_service.webhooks import Webhooks
 CONTENTS = {
     "blocks/00000.safetensors": bytes(range(256)) * 16,
     "report.json": b'{"version": 1}',
+    "report.html": b"<!doctype html><title>3.5 bits</title>",
     "report.md": "Bits per weight: 3.5 \N{BULLET} good".encode(),
 }
 

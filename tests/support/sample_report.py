@@ -1,6 +1,14 @@
 """A report with everything a page has to show, small, and with names as nasty as a user may make them."""
 
-from bitpress.artifacts import BlockReport, LedgerEntry, LinearReport, PerplexityReport, Report
+from bitpress.artifacts import (
+    BlockReport,
+    DivergenceReport,
+    Interval,
+    LedgerEntry,
+    LinearReport,
+    PerplexityReport,
+    Report,
+)
 from bitpress.jobs import JobSpec
 
 NASTY = "<script>alert('x')</script>\"'&"
@@ -15,13 +23,40 @@ def sample_report(spec: JobSpec, bits: float = 3.5, perplexity: float = 20.0, bl
         num_weights=blocks * len(PLACES) * 64,
         bytes_before=4096,
         bytes_after=1024,
-        perplexity={"/texts/held-out.txt": PerplexityReport(dense=18.0, compressed=perplexity, num_tokens=12345)},
+        perplexity={"/texts/held-out.txt": sample_perplexity(perplexity)},
+        divergence={
+            "/texts/held-out.txt": DivergenceReport(
+                kl=0.05,
+                kl_interval=Interval(low=0.04, high=0.06),
+                agreement=0.875,
+                agreement_interval=Interval(low=0.86, high=0.89),
+            )
+        },
+        error_growth=tuple(0.01 * (index + 1) for index in range(blocks)),
+        gate_misses=None,
+        failures=(),
         blocks=tuple(_block(index) for index in range(blocks)),
         phases={"calibrating": 61.0, "evaluating": 3.0},
         peak_bytes=2**30,
         peak_device_bytes=0,
         ledger=(LedgerEntry(kind="dead-columns", where=f"block 1, {NASTY}", detail="3 of 64"),),
         versions={"python": "3.11"},
+    )
+
+
+def sample_perplexity(compressed: float, dense: float = 18.0) -> PerplexityReport:
+    return PerplexityReport(
+        dense=dense,
+        dense_interval=Interval(low=dense - 1, high=dense + 1),
+        compressed=compressed,
+        compressed_interval=Interval(low=compressed - 1, high=compressed + 1),
+        increase_percent=100 * (compressed / dense - 1),
+        increase_interval=None,
+        dense_bits_per_byte=1.0,
+        compressed_bits_per_byte=1.1,
+        num_windows=24,
+        num_tokens=12345,
+        tokens_sha256="e" * 64,
     )
 
 

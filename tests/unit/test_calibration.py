@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, PythonBackend
 
 from bitpress.errors import CalibrationError
 from bitpress.jobs import Calibration
@@ -112,17 +112,57 @@ def test_windows_do_not_overlap_and_the_tail_is_dropped(tmp_path: Path, tokenize
     (tmp_path / "text.txt").write_text(words(range(1, 30)))
     dataset = str(tmp_path / "text.txt")
 
-    windows_KS = evaluation_windows(dataset, 8, None, tokenizer)
+    windows_KS = evaluation_windows(dataset, 8, None, tokenizer).tokens_KS
 
     assert windows_KS.dtype == torch.int64
     assert windows_KS.tolist() == [list(range(start, start + 8)) for start in (0, 8, 16)]
-    assert torch.equal(evaluation_windows(dataset, 8, 2, tokenizer), windows_KS[:2])
+    assert torch.equal(evaluation_windows(dataset, 8, 2, tokenizer).tokens_KS, windows_KS[:2])
 
 
 def test_documents_are_joined_for_evaluation(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     rows = write_jsonl(tmp_path / "d.jsonl", [{"text": words(range(start, start + 5))} for start in range(1, 21, 5)])
 
-    assert evaluation_windows(str(rows), 8, None, tokenizer).tolist() == [list(range(8)), list(range(8, 16))]
+    windows = evaluation_windows(str(rows), 8, None, tokenizer)
+
+    assert windows.tokens_KS.tolist() == [list(range(8)), list(range(8, 16))]
+    # "1 ... 7", and " 9 10 ... 15": what begins a window is not predicted.
+    assert windows.num_bytes == (len("1 2 3 4 5 6 7"), len(" 9 10 11 12 13 14 15"))
+
+
+def test_bytes_are_counted_in_utf8_over_all_but_the_first_token(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    (tmp_path / "text.txt").write_text("1 über 3 4 5 6 7 8 9 日本 11 12 13 14 15", encoding="utf-8")
+
+    windows = evaluation_windows(str(tmp_path / "text.txt"), 8, None, tokenizer)
+
+    assert windows.num_bytes == (len(b"1 \xc3\xbcber 3 4 5 6 7"), len(" 9 日本 11 12 13 14 15".encode()))
+
+
+def test_a_tokenizer_that_keeps_no_places_gives_no_bytes(tmp_path: Path) -> None:
+    class Letters(PythonBackend):
+        """A token for each letter."""
+
+        vocab_size = 128
+
+        def get_vocab(self) -> dict[str, int]:
+            return {chr(number): number for number in range(128)}
+
+        def _tokenize(self, text: str) -> list[str]:
+            return list(text)
+
+        def _convert_token_to_id(self, token: str) -> int:
+            return ord(token)
+
+        def _convert_id_to_token(self, index: int) -> str:
+            return chr(index)
+
+    (tmp_path / "text.txt").write_text("abcdefghij")
+
+    windows = evaluation_windows(str(tmp_path / "text.txt"), 8, None, Letters())
+
+    assert windows.num_bytes is None
+    assert windows.tokens_KS.tolist() == [list(b"abcdefgh")]
 
 
 @pytest.mark.parametrize(
@@ -223,7 +263,7 @@ def test_c4_new_is_the_first_documents_joined_and_cut(data_directory: Path, toke
     write_c4(data_directory, ["1 2 3"] * 1000 + ["4 5 6"] * 200)
 
     assert load_documents("c4-new", "calibration").texts == ("a", "b")
-    windows_KS = evaluation_windows("c4-new", 8, None, tokenizer)
+    windows_KS = evaluation_windows("c4-new", 8, None, tokenizer).tokens_KS
     stream = [0, *[1, 2, 3] * 1000, *[4, 5, 6] * 100]
     assert windows_KS.flatten().tolist() == stream[: 256 * 8]
     assert len(evaluation_windows("c4-new", 16, None, tokenizer)) == 3301 // 16
@@ -241,8 +281,13 @@ def test_c4_is_256_windows_drawn_with_seed_0(data_directory: Path, tokenizer: Pr
             offset = random.randint(0, len(tokens) - 8 - 1) if len(tokens) > 8 else 0
             expected.append(tokens[offset : offset + 8])
 
-    assert evaluation_windows("c4", 8, None, tokenizer).tolist() == expected
-    assert evaluation_windows("c4", 8, 5, tokenizer).tolist() == expected[:5]
+    windows = evaluation_windows("c4", 8, None, tokenizer)
+
+    assert windows.tokens_KS.tolist() == expected
+    assert windows.tokens_KS[:2, 1].tolist() == [301, 400]
+    assert windows.num_bytes is not None
+    assert windows.num_bytes[:2] == (len(" 301 302 303 304 305 306 307"), len("400 401 402 403 404 405 406"))
+    assert evaluation_windows("c4", 8, 5, tokenizer).tokens_KS.tolist() == expected[:5]
 
 
 def test_known_set_without_the_split(data_directory: Path) -> None:

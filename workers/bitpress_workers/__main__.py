@@ -16,9 +16,9 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from bitpress.cli.exits import FAILED, exit_code
+from bitpress.cli.exits import FAILED, GATE_MISSED, exit_code
 from bitpress.cli.output import print_error
-from bitpress.errors import BitpressError, InvalidJob
+from bitpress.errors import BitpressError, GateFailed, InvalidJob
 from bitpress.jobs import JobSpec, JobState, Progress
 from bitpress.sweeps import SweepSpec, parse_submission
 from bitpress_service import logs, tracing
@@ -52,11 +52,13 @@ def run(
     if isinstance(asked, JobSpec):
         print(report.model_dump_json(indent=1) if as_json else summary(report))
         console.print(f"The artifact is in {out}.")
+        if problem := report.problem():
+            raise problem
         return
     print(comparison.model_dump_json(indent=1) if as_json else compared(comparison))
     console.print(f"The artifacts are in {out}, one directory for each member.")
-    if any(member.error for member in comparison.members):
-        raise typer.Exit(FAILED)
+    if errors := {member.error for member in comparison.members if member.error}:
+        raise typer.Exit(GATE_MISSED if errors == {GateFailed.code} else FAILED)
 
 
 @app.command()

@@ -260,7 +260,7 @@ class Dispatcher:
             # The job as it is now: blocks published by this attempt have cleared the failures before it.
             verdict = judge(await self.store.get(job_id), error)
             if verdict.retry_after_seconds is None:
-                await self.store.finish(job_id, fence, state="failed", error=verdict.failure)
+                await self.store.finish(job_id, fence, state="failed", error=verdict.failure, files=result.files)
             else:
                 delay = verdict.retry_after_seconds
                 await self.store.release(job_id, fence, delay_seconds=delay, error=verdict.failure)

@@ -19,6 +19,7 @@ from typing import Any
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from pydantic import BaseModel, ConfigDict
 
+from bitpress.artifacts import Report
 from bitpress.errors import ERRORS, BitpressError, Cancelled, Unavailable
 from bitpress.jobs import Job, Progress
 from bitpress_service import logs, tracing
@@ -63,7 +64,9 @@ class Order(BaseModel):
 
 
 class Result(BaseModel):
-    """How an attempt ended: object keys of the artifact's files, or an error, or early and in good order."""
+    """How an attempt ended: object keys of the artifact's files, an error, both when the result falls short; or early
+    and in good order.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -152,17 +155,19 @@ def drive(order: Order) -> Result:
             store = portal.call(_connect, order.redis_url)
             recorder = JobRecorder(portal, store, order.job, order.fence, Path(order.scratch) / DRAIN)
             try:
-                _run(order, recorder)
+                problem = _run(order, recorder).problem()
             finally:
                 portal.call(store.aclose)
-        return Result(files=recorder.files)
+        if problem is None:
+            return Result(files=recorder.files)
+        return Result(files=recorder.files, code=problem.code, message=problem.message)
     except Released:
         return Result(released=True)
     except BitpressError as error:
         return Result(code=error.code, message=error.message)
 
 
-def _run(order: Order, recorder: JobRecorder) -> None:
+def _run(order: Order, recorder: JobRecorder) -> Report:
     job = order.job
     order.sources.check(job.spec)
     recorder.log(f"attempt {job.attempt}: starting Ray ({order.ray_address})")
@@ -174,7 +179,8 @@ def _run(order: Order, recorder: JobRecorder) -> None:
             store_url=order.storage_url,
             scratch=Path(order.scratch) / "restoring",
         )
-        run_job(job.spec, partial(job_key, job.tenant, job.id, order.fence), recorder, site)
+        key_of = partial(job_key, job.tenant, job.id, order.fence)
+        return run_job(job.spec, key_of, recorder, site)
 
 
 async def _connect(url: str) -> RedisJobStore:

@@ -182,6 +182,5 @@ def _check_same_job(marker: Path, spec: JobSpec) -> None:
 
 def _of_blocks(spec: JobSpec) -> JobSpec:
     """A spec without what does not touch the blocks, which may differ when a run goes on."""
-    return spec.model_copy(
-        update={"devices": None, "name": None, "labels": {}, "evaluation": Evaluation(), "exports": ()}
-    )
+    free: dict[str, object] = {"devices": None, "name": None, "labels": {}, "evaluation": Evaluation(), "gate": None}
+    return spec.model_copy(update=free | {"exports": ()})

@@ -1,10 +1,13 @@
 """Exit codes of the command line; they are part of its interface."""
 
+from collections.abc import Sequence
+
 from bitpress.errors import (
     BitpressError,
     Cancelled,
     Conflict,
     Forbidden,
+    GateFailed,
     InvalidJob,
     NotFound,
     PreconditionFailed,
@@ -14,13 +17,14 @@ from bitpress.errors import (
     Unauthorized,
     Unavailable,
 )
-from bitpress.jobs import JobState
+from bitpress.jobs import Job, JobState
 
 FAILED = 1
 USAGE = 2
 SERVICE = 6
 WAIT_TIMEOUT = 7
 CANCELLED = 8
+GATE_MISSED = 9
 DETACHED = 130
 
 MEANINGS = {
@@ -33,6 +37,7 @@ MEANINGS = {
     SERVICE: "the service cannot be reached, is full or made an error",
     WAIT_TIMEOUT: "the job had not ended when --timeout was over",
     CANCELLED: "the job was cancelled",
+    GATE_MISSED: "the job's result misses its gate; it is kept",
     DETACHED: "Ctrl-C; a job that was watched goes on",
 }
 
@@ -49,6 +54,7 @@ BY_ERROR: dict[type[BitpressError], int] = {
     Unavailable: SERVICE,
     BitpressError: SERVICE,
     Cancelled: CANCELLED,
+    GateFailed: GATE_MISSED,
 }
 
 
@@ -58,8 +64,13 @@ def exit_code(error: BitpressError | OSError) -> int:
     return WAIT_TIMEOUT if isinstance(error, TimeoutError) else FAILED
 
 
-def outcome(states: list[JobState]) -> int:
-    """The code for jobs that have ended: a failure outweighs a cancellation, which outweighs success."""
-    if JobState.FAILED in states:
-        return FAILED
-    return CANCELLED if JobState.CANCELLED in states else 0
+def outcome(jobs: Sequence[Job]) -> int:
+    """The code for jobs that have ended: a failure outweighs a missed gate, that a cancellation, that success."""
+    found = {_outcome(job) for job in jobs}
+    return next((code for code in (FAILED, GATE_MISSED, CANCELLED) if code in found), 0)
+
+
+def _outcome(job: Job) -> int:
+    if job.state is JobState.FAILED:
+        return GATE_MISSED if job.error and job.error.code == GateFailed.code else FAILED
+    return CANCELLED if job.state is JobState.CANCELLED else 0

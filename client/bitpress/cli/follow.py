@@ -47,7 +47,7 @@ def end_with_outcome(jobs: Sequence[Job]) -> None:
     for job in jobs:
         if job.error:
             say(f"{job.id}: error [{job.error.code}]: {job.error.message}")
-    raise typer.Exit(outcome([job.state for job in jobs]))
+    raise typer.Exit(outcome(jobs))
 
 
 def detach(job_ids: Sequence[str], command: str) -> None:

@@ -12,6 +12,7 @@ from bitpress.artifacts import ArtifactFile, Report
 from bitpress.cli.app import RESULTS, JobId, JobIds, Json, app
 from bitpress.cli.output import plain_table, print_json, print_table, say, size
 from bitpress.client import Client
+from bitpress.comparison import compare, differences, require_same_evaluation, to_csv
 from bitpress.methods import MethodConfig, PTQ161Config
 from bitpress.progress import duration
 from bitpress.transport import find_service
@@ -21,12 +22,19 @@ from bitpress.transport import find_service
 def report(
     job_ids: JobIds,
     markdown: Annotated[bool, typer.Option("--markdown", help="The whole report of one job as Markdown.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write one job's report as a page of its own.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show reports, several side by side; with --json the report itself, or for several an object by id."""
-    if markdown and (as_json or len(job_ids) > 1):
-        raise typer.BadParameter("--markdown prints the report of one job, without --json")
+    if (markdown or html) and (as_json or len(job_ids) > 1 or (markdown and html)):
+        raise typer.BadParameter("--markdown and --html are for the report of one job, without --json")
     with Client() as client:
+        if html:
+            html.write_text(client.report_html(job_ids[0]), encoding="utf-8")
+            say(f"{html}: open it in a browser; it needs nothing else")
+            return
         if markdown:
             typer.echo(client.report_markdown(job_ids[0]))
             return
@@ -39,6 +47,44 @@ def report(
     table = plain_table("job", *reports)
     for name in dict.fromkeys(name for column in columns for name in column):
         table.add_row(name, *(column.get(name, "-") for column in columns))
+    print_table(table)
+
+
+@app.command("compare", rich_help_panel=RESULTS)
+def compare_jobs(
+    job_ids: JobIds,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Every figure, as CSV.")] = False,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Also when they were not evaluated alike.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Put jobs side by side by the bits they store; refused when they were not evaluated alike."""
+    with Client() as client:
+        reports = {job_id: client.report(job_id) for job_id in job_ids}
+    if anyway:
+        for difference in differences(reports):
+            say(f"not alike: {difference}")
+    else:
+        require_same_evaluation(reports)
+    rows = compare(reports)
+    if as_json:
+        print_json(rows)
+        return
+    if as_csv:
+        typer.echo(to_csv(rows), nl=False)
+        return
+    table = plain_table("text", "job", "method", "bits", "perplexity", "increase", "KL", "same top token", "front")
+    for row in rows:
+        table.add_row(
+            Path(str(row["dataset"])).name,
+            str(row["job"]),
+            str(row["method"]),
+            f"{row['bits_per_weight']:.3f}",
+            f"{row['perplexity']:.3f}",
+            f"{row['increase_percent']:+.2f} %",
+            f"{row['kl']:.5f}",
+            f"{row['agreement']:.2%}",
+            str(row["on_front"]),
+        )
     print_table(table)
 
 

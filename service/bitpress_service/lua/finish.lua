@@ -13,6 +13,9 @@ elseif state == 'cancelled' then
   return 'unasked'
 elseif state == 'failed' then
   redis.call('HINCRBY', job_key(id), 'failures', 1)
+  if files ~= '{}' then -- a complete artifact that is not what was asked for
+    redis.call('HSET', job_key(id), 'files', files)
+  end
   finish_as(id, 'failed', failure)
 else
   redis.call('HSET', job_key(id), 'files', files)

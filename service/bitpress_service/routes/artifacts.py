@@ -25,7 +25,8 @@ from bitpress_service.routes.dependencies import (
 
 router = APIRouter(prefix="/v1/jobs/{job_id}", tags=["artifacts"], route_class=KeyedRoute)
 
-REPORT_TEXT = "report.md"
+# What else the report is written as, by media type.
+WRITTEN = {"text/markdown": "report.md", "text/html": "report.html"}
 
 # 19 digits hold every file size; int() refuses some thousands of them.
 _RANGE = re.compile(r"bytes=([0-9]{0,19})-([0-9]{0,19})")
@@ -78,14 +79,17 @@ async def download(
     return StreamingResponse(artifacts.stream(keys[name], start, end), status, headers, "application/octet-stream")
 
 
-@router.get("/report", responses={200: {"content": {"application/json": {}, "text/markdown": {}}}})
+@router.get("/report", responses={200: {"content": {"application/json": {}} | {kind: {} for kind in WRITTEN}}})
 async def report(request: Request, job_id: str, caller: JobReader, jobs: Jobs, artifacts: Artifacts) -> Response:
-    """The report as JSON, or as text for `Accept: text/markdown`."""
+    """The report as JSON, as text for `Accept: text/markdown`, as a page of its own for `Accept: text/html`."""
     keys = await _keys(jobs, job_id, caller.tenant)
-    as_text = accepts(request, "text/markdown")
-    content = await _read(artifacts, keys[REPORT_TEXT if as_text else REPORT])
-    media_type = "text/markdown; charset=utf-8" if as_text else "application/json"
-    return Response(content, media_type=media_type, headers={"Vary": "Accept"})
+    kind = next((kind for kind in WRITTEN if accepts(request, kind)), None)
+    if kind is None:
+        return Response(await _read(artifacts, keys[REPORT]), media_type="application/json", headers={"Vary": "Accept"})
+    if WRITTEN[kind] not in keys:
+        raise NotFound(f"the artifact has no {WRITTEN[kind]}; it was made by another version of Bitpress")
+    headers = {"Vary": "Accept", "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+    return Response(await _read(artifacts, keys[WRITTEN[kind]]), media_type=f"{kind}; charset=utf-8", headers=headers)
 
 
 async def _keys(jobs: JobStore, job_id: str, tenant: str) -> dict[str, str]:

@@ -34,6 +34,8 @@ ADVICE = {
     "worker-lost": "Submit again: a worker died or was cut off. When it repeats, look at the dispatcher's log.",
     "store-failure": "Check the object storage, its address and credentials, and that it is not full; then try again.",
     "bad-artifact": "Fetch the artifact again; when it is still damaged, run the job anew.",
+    "gate-failed": "The artifact and its report are there. Spend more bits, try another method, or widen the gate.",
+    "evaluation-failed": "The artifact is there, not measured. The message names what failed; evaluate fewer windows.",
 }
 
 _log = logging.getLogger(__name__)

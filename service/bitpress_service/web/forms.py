@@ -45,7 +45,7 @@ class Section:
 
 
 def job_form(values: Mapping[str, Any], errors: Mapping[str, str], kind: str) -> list[Section]:
-    """The whole form for a job with method `kind`: one section for each part of a spec, loose members last.
+    """The whole form for a job with method `kind`: one section for each part of a spec, loose and optional ones last.
 
     values: a spec as JSON, possibly incomplete or wrong. errors: messages by JSON pointer.
     """
@@ -59,8 +59,12 @@ def job_form(values: Mapping[str, Any], errors: Mapping[str, str], kind: str) ->
         if name == "method":
             method_reader = _Reader(method_schema.get("$defs", {}), errors)
             sections.append(method_reader.section(name, method_schema, values.get(name, {}), None))
-        elif (found := reader.resolve(part)).get("type") == "object" and "properties" in found:
-            sections.append(reader.section(name, found, values.get(name, {}), None))
+        elif "properties" in (found := reader.resolve(part)):
+            if _is_nullable(part):
+                value = values.get(name)
+                loose.append(reader.section(name, found, value, value is not None))
+            else:
+                sections.append(reader.section(name, found, values.get(name, {}), None))
         else:
             loose.append(reader.field(name, name, part, values.get(name, _default(part)), required))
     return [*sections, Section("", "Result", "", tuple(loose), None, "")]

@@ -95,7 +95,7 @@ async def show(request: Request, job_id: str, caller: JobReader, jobs: Jobs, art
     job = await jobs.get(job_id, caller.tenant)
     events = await jobs.events(job.id, limit=event_routes.ALL_EVENTS)
     report = await read_report(jobs, artifacts, job)
-    has_files = job.state is JobState.SUCCEEDED and "artifacts:read" in caller.scopes
+    has_files = report is not None and "artifacts:read" in caller.scopes
     files = (await artifact_routes.list_files(job_id, caller, jobs, artifacts)).data if has_files else ()
     return render(
         request,

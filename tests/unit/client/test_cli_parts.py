@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,10 +18,10 @@ from bitpress.cli.exits import MEANINGS, exit_code, outcome
 from bitpress.cli.jobs import read_spec
 from bitpress.cli.output import size
 from bitpress.errors import InvalidJob
-from bitpress.jobs import JobState
+from bitpress.jobs import Failure, Job, JobState, parse_spec
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "cli_help.txt"
-COMMANDS = ("submit", "list", "get", "watch", "logs", "cancel", "report", "pull", "methods")
+COMMANDS = ("submit", "list", "get", "watch", "logs", "cancel", "report", "compare", "pull", "methods")
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +117,8 @@ def test_set_of_an_unknown_field_is_an_invalid_job() -> None:
 @pytest.mark.parametrize(
     ("code", "expected"),
     [("not-found", 3), ("unauthorized", 4), ("forbidden", 4), ("invalid-job", 5), ("conflict", 5), ("unavailable", 6),
-     ("too-many-jobs", 6), ("internal", 6), ("cancelled", 8), ("bad-artifact", 1), ("numerical-failure", 1)],
+     ("too-many-jobs", 6), ("internal", 6), ("cancelled", 8), ("bad-artifact", 1), ("gate-failed", 9),
+     ("evaluation-failed", 1), ("numerical-failure", 1)],
 )  # fmt: skip
 def test_every_error_has_its_exit_code(code: str, expected: int) -> None:
     assert exit_code(errors.ERRORS[code]("x")) == expected
@@ -129,10 +131,22 @@ def test_exit_codes_of_what_is_no_error_of_ours() -> None:
 
 @pytest.mark.parametrize(
     ("states", "expected"),
-    [(["succeeded"], 0), (["succeeded", "cancelled"], 8), (["cancelled", "failed", "succeeded"], 1)],
-)
+    [
+        (["succeeded"], 0), (["succeeded", "cancelled"], 8), (["cancelled", "failed", "succeeded"], 1),
+        (["gate-failed", "cancelled"], 9), (["gate-failed", "failed"], 1),
+    ],
+)  # fmt: skip
 def test_several_jobs_end_with_one_code(states: list[str], expected: int) -> None:
-    assert outcome([JobState(state) for state in states]) == expected
+    def ended(state: str) -> Job:
+        failed = state in ("failed", "gate-failed")
+        code = state if state == "gate-failed" else "numerical-failure"
+        error = Failure(code=code, message="x", retryable=False, attempt=1) if failed else None
+        return Job(
+            id="j", tenant="t", state=JobState("failed" if failed else state), spec=parse_spec(SPEC), error=error,
+            created_at=datetime.now(UTC),
+        )  # fmt: skip
+
+    assert outcome([ended(state) for state in states]) == expected
 
 
 def test_sizes_for_people() -> None:

@@ -6,7 +6,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from bitpress_workers.models.skeleton import Arguments, Skeleton
 
@@ -14,6 +13,7 @@ from bitpress_workers.models.skeleton import Arguments, Skeleton
 class Activations:
     """Hidden states before the block in hand, one tensor [sequences, tokens, hidden] for each micro-batch.
 
+    tokens: of each micro-batch, int64 [sequences, tokens].
     They have the forward's dtype: the checkpoint's own on accelerators, float32 on CPUs.
     """
 
@@ -33,10 +33,10 @@ class Activations:
         self._skeleton, self._on_host = skeleton, on_host
         self.num_forwards = 0
         self._batches = list(batches)
-        self._tokens = [tokens_NS[batch.start : batch.stop] for batch in batches]
+        self.tokens = [tokens_NS[batch.start : batch.stop] for batch in batches]
         self._hidden: list[Tensor] = []
         self._arguments: dict[torch.Size, Arguments] = {}
-        for tokens_BS in self._tokens:
+        for tokens_BS in self.tokens:
             # Masks, positions and the like depend on the shape alone: without padding all sequences are alike.
             if states is None or tokens_BS.shape not in self._arguments:
                 hidden_BSD, self._arguments[tokens_BS.shape] = skeleton.enter(tokens_BS)
@@ -64,7 +64,7 @@ class Activations:
     def forward(self, block: Callable[..., Any], block_index: int, batch: int) -> Tensor:
         """Return a block's output for a micro-batch; with a gradient where the block's weights have one."""
         self.num_forwards += 1
-        arguments = self._arguments[self._tokens[batch].shape]
+        arguments = self._arguments[self.tokens[batch].shape]
         return self._skeleton.run_block(block, block_index, self.hidden(batch), arguments)
 
     def advance(self, block: Callable[..., Any], block_index: int) -> bool:
@@ -83,19 +83,10 @@ class Activations:
         branch._hidden = list(self._hidden)
         return branch
 
-    def score(self) -> list[float]:
-        """Mean negative log-likelihood of each window's S - 1 next-token predictions, float32.
-
-        Window by window: logits are the widest tensors of a job.
-        """
-        losses: list[float] = []
-        for batch, tokens_BS in enumerate(self._tokens):
-            hidden_BSD = self.hidden(batch)
-            for window in range(len(tokens_BS)):
-                tokens_1S = tokens_BS[window : window + 1]
-                logits_SV = self._skeleton.leave(tokens_1S, hidden_BSD[window : window + 1])[0]
-                losses.append(float(cross_entropy(logits_SV[:-1].float(), tokens_1S[0, 1:].to(logits_SV.device))))
-        return losses
+    def logits(self, batch: int, window: int) -> Tensor:
+        """The logits [S, V] of one sequence of a micro-batch, once the last block is passed."""
+        one = slice(window, window + 1)
+        return self._skeleton.leave(self.tokens[batch][one], self.hidden(batch)[one])[0]
 
     def _kept(self, hidden_BSD: Tensor) -> Tensor:
         if not self._on_host:

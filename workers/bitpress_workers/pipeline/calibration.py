@@ -7,7 +7,8 @@ joined by single spaces for evaluation, but for `c4`, whose evaluation is sample
 import hashlib
 import itertools
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,6 +23,21 @@ from bitpress_workers.pipeline.documents import Documents, load_documents
 C4_WINDOWS, C4_SEED, C4_DOCUMENTS = 256, 0, 1100
 
 
+@dataclass(frozen=True)
+class Windows:
+    """What one dataset is evaluated on.
+
+    tokens_KS: int64 [windows, sequence_length]. num_bytes: of each window's text in UTF-8, from behind its first
+    token, which is not predicted; None when the tokenizer does not say where in a text its tokens lie.
+    """
+
+    tokens_KS: Tensor
+    num_bytes: tuple[int, ...] | None
+
+    def __len__(self) -> int:
+        return len(self.tokens_KS)
+
+
 def calibration_tokens(calibration: Calibration, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """Draw the calibration sequences: int64 [num_sequences, sequence_length].
 
@@ -32,27 +48,29 @@ def calibration_tokens(calibration: Calibration, tokenizer: PreTrainedTokenizerB
     documents = load_documents(calibration.dataset, "calibration")
     length = calibration.sequence_length
     drawn = _draw(documents, calibration.seed, length, tokenizer)
-    return _stack(itertools.islice(drawn, calibration.num_sequences), length)
+    sequences = itertools.islice(drawn, calibration.num_sequences)
+    return torch.stack([tokens[offset : offset + length] for _, tokens, offset in sequences])
 
 
 def evaluation_windows(
     dataset: str, sequence_length: int, max_sequences: int | None, tokenizer: PreTrainedTokenizerBase
-) -> Tensor:
-    """Cut a dataset's held-out text into windows without overlap, int64 [windows, sequence_length].
+) -> Windows:
+    """Cut a dataset's held-out text into windows without overlap.
 
     The text is tokenized once; the tail that fills no window is dropped.
     Raises CalibrationError when not even one is filled.
     """
     documents = load_documents(dataset, "evaluation")
     if dataset == "c4":
-        drawn = _draw(documents, C4_SEED, sequence_length, tokenizer)
-        return _stack(itertools.islice(drawn, min(C4_WINDOWS, max_sequences or C4_WINDOWS)), sequence_length)
-    tokens = _tokenize(" ".join(documents.texts[:C4_DOCUMENTS] if dataset == "c4-new" else documents.texts), tokenizer)
+        return _drawn_windows(documents, sequence_length, min(C4_WINDOWS, max_sequences or C4_WINDOWS), tokenizer)
+    text = " ".join(documents.texts[:C4_DOCUMENTS] if dataset == "c4-new" else documents.texts)
+    tokens = _tokenize(text, tokenizer)
     _require(len(tokens) >= sequence_length, dataset, sequence_length, len(tokens))
-    windows = tokens[: len(tokens) // sequence_length * sequence_length].view(-1, sequence_length)
+    count = min(len(tokens) // sequence_length, max_sequences or len(tokens))
     if dataset == "c4-new":
-        windows = windows[:C4_WINDOWS]
-    return windows[:max_sequences].clone()
+        count = min(count, C4_WINDOWS)
+    num_bytes = _num_bytes(text, range(0, count * sequence_length, sequence_length), sequence_length, tokenizer)
+    return Windows(tokens[: count * sequence_length].view(count, sequence_length).clone(), num_bytes)
 
 
 def tokens_sha256(tokens: Tensor) -> str:
@@ -62,8 +80,26 @@ def tokens_sha256(tokens: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _stack(drawn: Iterable[tuple[Tensor, int]], length: int) -> Tensor:
-    return torch.stack([tokens[offset : offset + length] for tokens, offset in drawn])
+def _drawn_windows(documents: Documents, length: int, count: int, tokenizer: PreTrainedTokenizerBase) -> Windows:
+    windows: list[Tensor] = []
+    num_bytes: tuple[int, ...] | None = ()
+    for text, tokens, offset in itertools.islice(_draw(documents, C4_SEED, length, tokenizer), count):
+        windows.append(tokens[offset : offset + length])
+        of_window = _num_bytes(text, [offset], length, tokenizer)
+        num_bytes = None if num_bytes is None or of_window is None else num_bytes + of_window
+    return Windows(torch.stack(windows), num_bytes)
+
+
+def _num_bytes(
+    text: str, starts: Sequence[int], length: int, tokenizer: PreTrainedTokenizerBase
+) -> tuple[int, ...] | None:
+    """UTF-8 bytes of `length` tokens from each start, the first token's left out."""
+    if not tokenizer.is_fast:
+        return None
+    # Special tokens lie at (0, 0), wherever they stand.
+    spans = tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    ends = list(itertools.accumulate((end for _, end in spans), max))
+    return tuple(len(text[ends[start] : ends[start + length - 1]].encode()) for start in starts)
 
 
 def _tokenize(text: str, tokenizer: PreTrainedTokenizerBase) -> Tensor:
@@ -73,22 +109,22 @@ def _tokenize(text: str, tokenizer: PreTrainedTokenizerBase) -> Tensor:
 
 def _draw(
     documents: Documents, seed: int, length: int, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[Tensor, int]]:
-    """Draw sequences without end: a text's tokens, and the place where `length` of them begin."""
+) -> Iterator[tuple[str, Tensor, int]]:
+    """Draw sequences without end: a text, its tokens, the place in them where `length` of them begin."""
     draw = random.Random(seed)
     if documents.is_stream:
         tokens = _tokenize(documents.texts[0], tokenizer)
         _require(len(tokens) >= length, documents.dataset, length, len(tokens))
-        drawn: Iterator[Tensor] = itertools.repeat(tokens)
+        drawn: Iterator[tuple[str, Tensor]] = itertools.repeat((documents.texts[0], tokens))
     else:
         drawn = _draw_documents(documents, draw, length, tokenizer)
-    for tokens in drawn:
-        yield tokens, draw.randint(0, len(tokens) - length - 1) if len(tokens) > length else 0
+    for text, tokens in drawn:
+        yield text, tokens, draw.randint(0, len(tokens) - length - 1) if len(tokens) > length else 0
 
 
 def _draw_documents(
     documents: Documents, draw: random.Random, length: int, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[Tensor]:
+) -> Iterator[tuple[str, Tensor]]:
     """Draw documents, over and over, that have `length` tokens or more.
 
     Raises CalibrationError once all were seen and none has.
@@ -100,7 +136,7 @@ def _draw_documents(
             continue
         tokens = _tokenize(documents.texts[number], tokenizer)
         if len(tokens) >= length:
-            yield tokens
+            yield documents.texts[number], tokens
         else:
             too_short[number] = len(tokens)
     _require(False, documents.dataset, length, max(too_short.values(), default=0))

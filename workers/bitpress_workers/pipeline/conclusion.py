@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bitpress.artifacts import REPORT, ArtifactFile, Report
 from bitpress.jobs import JobSpec
+from bitpress.report_page import to_html
 from bitpress_service.jobstore import BlockRecord
 from bitpress_workers.pipeline.block_file import Published
 from bitpress_workers.pipeline.publish import Publisher, Sidecar, block_name, sidecar_name
@@ -43,6 +44,7 @@ def conclude(
     small[INDEX] = _weight_index(records, outer)
     small[REPORT] = report.model_dump_json(indent=1).encode()
     small["report.md"] = to_markdown(report).encode()
+    small["report.html"] = to_html(report).encode()
     for name, data in small.items():
         files[publisher.file(name, data)] = publisher.key_of(name)
     publisher.finish(spec, records[-1][1].chain, files)

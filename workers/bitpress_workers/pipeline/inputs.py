@@ -7,16 +7,16 @@ from torch import Tensor
 from bitpress.errors import CalibrationError
 from bitpress.jobs import JobSpec
 from bitpress_workers.models.checkpoint import Checkpoint
-from bitpress_workers.pipeline.calibration import calibration_tokens, evaluation_windows
+from bitpress_workers.pipeline.calibration import Windows, calibration_tokens, evaluation_windows
 from bitpress_workers.pipeline.preprocessing import training_documents
 
 
 @dataclass(frozen=True)
 class Texts:
-    """tokens: calibration's, int64 [N, S]. windows: [K, S] of each evaluated dataset. documents: of a preprocessing."""
+    """tokens: calibration's, int64 [N, S]. windows: of each evaluated dataset. documents: of a preprocessing."""
 
     tokens: Tensor
-    windows: dict[str, Tensor]
+    windows: dict[str, Windows]
     documents: list[Tensor]
 
 

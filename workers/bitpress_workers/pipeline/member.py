@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from bitpress.artifacts import PerplexityReport, Report
+from bitpress.artifacts import Report
 from bitpress.errors import BitpressError, Cancelled, OutOfMemory, WorkerLost
 from bitpress.jobs import JobSpec
 from bitpress_service.jobstore import BlockRecord, Fenced
@@ -14,6 +14,7 @@ from bitpress_workers.methods.block_base import BlockMethod
 from bitpress_workers.pipeline.plan import Plan
 from bitpress_workers.pipeline.progress import ProgressMeter
 from bitpress_workers.pipeline.publish import Publisher, Recorder, Sidecar
+from bitpress_workers.pipeline.quality import Quality
 
 
 class MembersEnded(Exception):
@@ -43,7 +44,7 @@ class Member:
     publisher: Publisher = field(init=False)
     targets: Sequence[Target] = field(init=False)
     records: Sequence[tuple[BlockRecord, Sidecar]] = field(init=False)
-    perplexity: dict[str, PerplexityReport] = field(default_factory=dict)
+    quality: Quality | None = None
 
     @property
     def damping(self) -> float | None:
@@ -70,6 +71,10 @@ class Members:
     def first(self) -> Member:
         """What all have in common can be read off any of them."""
         return self.all[0]
+
+    def unevaluated(self) -> list[Member]:
+        """Those whose evaluation is neither done nor has failed."""
+        return [member for member in self if member.quality is None]
 
     @contextmanager
     def part(self, member: Member, *, on_shards: bool) -> Iterator[None]:

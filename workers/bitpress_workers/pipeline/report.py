@@ -3,12 +3,15 @@
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
-from bitpress.artifacts import BlockReport, LedgerEntry, LinearReport, PerplexityReport, Report
+from bitpress.artifacts import BlockReport, GateMiss, Interval, LedgerEntry, LinearReport, PerplexityReport, Report
 from bitpress.jobs import JobSpec
 from bitpress.sweeps import Comparison, MemberResult
 from bitpress_workers.pipeline.publish import Sidecar
+from bitpress_workers.pipeline.quality import Quality
 
+Metric = Literal["perplexity_increase_percent", "kl_max", "agreement_min"]
 LIBRARIES = ("bitpress", "torch", "transformers", "safetensors", "ray", "datasets")
 
 
@@ -26,7 +29,7 @@ def versions(device: str) -> dict[str, str]:
 def make_report(
     spec: JobSpec,
     sidecars: Sequence[Sidecar],
-    perplexity: Mapping[str, PerplexityReport],
+    quality: Quality,
     bytes_before: int,
     phases: Mapping[str, float],
     peaks: Sequence[tuple[int, int]],
@@ -47,7 +50,11 @@ def make_report(
         num_weights=num_weights,
         bytes_before=bytes_before,
         bytes_after=stored_bits // 8,
-        perplexity=dict(perplexity),
+        perplexity=quality.perplexity,
+        divergence=quality.divergence,
+        error_growth=quality.error_growth,
+        gate_misses=gate_misses(spec, quality),
+        failures=quality.failures,
         blocks=tuple(sidecar.report for sidecar in sidecars),
         phases=dict(phases),
         peak_bytes=max(host for host, _ in peaks),
@@ -55,6 +62,25 @@ def make_report(
         ledger=tuple(entry for sidecar in sidecars for entry in sidecar.ledger) + tuple(losses),
         versions=versions(device),
     )
+
+
+def gate_misses(spec: JobSpec, quality: Quality) -> tuple[GateMiss, ...] | None:
+    """What the result misses of its gate; None without a gate, or without what it is about."""
+    if spec.gate is None or quality.failures:
+        return None
+    misses = []
+    for name, divergence in quality.divergence.items():
+        increase = quality.perplexity[name].increase_percent
+        checks: tuple[tuple[Metric, float, float], ...] = (
+            ("perplexity_increase_percent", increase, 1),
+            ("kl_max", divergence.kl, 1),
+            ("agreement_min", divergence.agreement, -1),
+        )
+        for metric, found, sign in checks:
+            limit = getattr(spec.gate, metric)
+            if limit is not None and sign * found > sign * limit:
+                misses.append(GateMiss(metric=metric, dataset=name, limit=limit, found=found))
+    return tuple(misses)
 
 
 def to_markdown(report: Report) -> str:
@@ -67,6 +93,7 @@ def to_markdown(report: Report) -> str:
             ["linear", "shape", "bits per weight", "relative error", "outliers", "damping", "seconds"],
             [_linear_row(block, linear) for block in report.blocks for linear in block.linears],
         ),
+        *([_growth(report)] if report.error_growth else []),
         "## Cost",
         _table(["phase", "seconds"], [[name, f"{seconds:.1f}"] for name, seconds in report.phases.items()]),
         f"Peak resident memory of a process: {report.peak_bytes / 2**20:,.0f} MiB.",
@@ -86,10 +113,12 @@ def summary(report: Report) -> str:
             ["", "before", "after"],
             [
                 ["bytes of the linears", f"{report.bytes_before:,}", f"{report.bytes_after:,}"],
-                *([f"perplexity, {name}", f"{p.dense:.4f}", f"{p.compressed:.4f}"]
-                  for name, p in report.perplexity.items()),
+                *(row for name, p in report.perplexity.items() for row in _perplexity_rows(name, p)),
             ],
         ),
+        *([_divergence(report)] if report.divergence else []),
+        *([f"**{problem.code}**: {problem.message}"] if (problem := report.problem()) else []),
+        *(["The result passes its gate."] if report.gate_misses == () else []),
         f"Method: `{spec.method.model_dump_json()}`",
         f"Calibration: `{spec.calibration.model_dump_json()}`",
     ]  # fmt: skip
@@ -102,30 +131,78 @@ def compared(comparison: Comparison) -> str:
     head = [
         "member",
         "bits per weight",
-        *(f"perplexity, {name}" for name in datasets),
+        *(f"{what}, {name}" for name in datasets for what in ("perplexity", "KL divergence")),
         "mean relative error",
         "seconds",
     ]
-    dense = ["dense", "", *(f"{value:.4f}" for value in comparison.dense.values()), "", ""]
+    dense = ["dense", "", *(cell for value in comparison.dense.values() for cell in (f"{value:.4f}", "")), "", ""]
     parts = [
         "# Comparison",
         _table(head, [dense, *(_member_row(member, datasets) for member in comparison.members)]),
         "Seconds: of solving this member's linears alone; all else was shared.",
-        "\n".join(f"* {member.name}: `{member.method.model_dump_json()}`" for member in comparison.members),
+        "\n".join(_member_line(member) for member in comparison.members),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _member_row(member: MemberResult, datasets: Sequence[str]) -> list[str]:
-    if member.error is not None:
-        return [member.name, f"{member.error}: {member.message}", *("" for _ in datasets), "", ""]
+    if member.bits_per_weight is None:
+        return [member.name, f"{member.error}", *[""] * 2 * len(datasets), "", ""]
     return [
         member.name,
         f"{member.bits_per_weight:.3f}",
-        *(f"{member.perplexity[name]:.4f}" for name in datasets),
+        *(cell for name in datasets for cell in _quality_cells(member, name)),
         f"{member.relative_error:.5f}",
         f"{member.seconds:.1f}",
     ]
+
+
+def _quality_cells(member: MemberResult, dataset: str) -> tuple[str, str]:
+    if dataset not in member.perplexity:
+        return "", ""
+    return f"{member.perplexity[dataset]:.4f}", f"{member.kl[dataset]:.5f}"
+
+
+def _member_line(member: MemberResult) -> str:
+    line = f"* {member.name}: `{member.method.model_dump_json()}`"
+    return line if member.error is None else f"{line}; **{member.error}**: {member.message}"
+
+
+def _perplexity_rows(name: str, found: PerplexityReport) -> list[list[str]]:
+    both = ((found.dense, found.dense_interval), (found.compressed, found.compressed_interval))
+    rows = [[f"perplexity, {name}", *(f"{value:.4f}{_interval(interval, '.3f')}" for value, interval in both)]]
+    if found.dense_bits_per_byte is not None and found.compressed_bits_per_byte is not None:
+        per_byte = (found.dense_bits_per_byte, found.compressed_bits_per_byte)
+        rows.append([f"bits per byte, {name}", *(f"{value:.4f}" for value in per_byte)])
+    return rows
+
+
+def _divergence(report: Report) -> str:
+    rows = [
+        [
+            name,
+            f"{report.perplexity[name].increase_percent:+.2f} %"
+            + _interval(report.perplexity[name].increase_interval, "+.2f"),
+            f"{found.kl:.5f}{_interval(found.kl_interval, '.5f')}",
+            f"{found.agreement:.2%}",
+            f"{report.perplexity[name].num_windows}",
+        ]
+        for name, found in report.divergence.items()
+    ]
+    head = ["text", "perplexity's increase", "KL divergence, nats", "same top token", "windows"]
+    return _table(head, rows) + "\n\nIn brackets: 95 % intervals, by bootstrap over the windows."
+
+
+def _growth(report: Report) -> str:
+    rows = [[str(index), f"{error:.5f}"] for index, error in enumerate(report.error_growth)]
+    return (
+        "## Error through the network\n\nSquared difference of the compressed model's hidden states from the dense "
+        "one's behind each block, divided by the latter's squares.\n\n" + _table(["block", "relative error"], rows)
+    )
+
+
+def _interval(interval: Interval | None, form: str) -> str:
+    return "" if interval is None else f" ({interval.low:{form}} to {interval.high:{form}})"
 
 
 def _linear_row(block: BlockReport, linear: LinearReport) -> list[str]:

@@ -23,7 +23,7 @@ from bitpress_workers.pipeline.block_file import Published
 from bitpress_workers.pipeline.calibration import tokens_sha256
 from bitpress_workers.pipeline.compress import BlockLoop, Track, Way, calibration_groups, chain_root
 from bitpress_workers.pipeline.conclusion import OUTER, conclude
-from bitpress_workers.pipeline.evaluate import Perplexities
+from bitpress_workers.pipeline.evaluate import Evaluator, surviving
 from bitpress_workers.pipeline.export import Exporter
 from bitpress_workers.pipeline.fleet import Fleet, FleetMaker
 from bitpress_workers.pipeline.independent import IndependentLoop
@@ -91,7 +91,10 @@ class Pipeline:
             with self._phase("calibrating"):
                 self._on_fleet(self._compress)
             with self._phase("evaluating"):
-                self._on_fleet(self._evaluate)
+                if failed := surviving(lambda: self._on_fleet(self._evaluate)):
+                    self.fleet.close()  # of no use after an error; the rest of the job gets a new one
+                    for member in self.members.unevaluated():
+                        member.quality = failed
             for member in self.members:
                 try:
                     with self.members.part(member, on_shards=True):
@@ -166,7 +169,7 @@ class Pipeline:
             raise OutOfMemory(f"on the {fleet.size} devices that are left {error.message}") from error
 
     def _make_plan(self, member: Member, spec: JobSpec) -> Plan:
-        num_windows = sum(len(tokens_KS) for tokens_KS in self.texts.windows.values())
+        num_windows = sum(map(len, self.texts.windows.values()))
         num_members = len(self.members.all)
         return make_plan(spec, member.method, self.sizes, num_windows, self.site.devices, num_members)
 
@@ -235,7 +238,7 @@ class Pipeline:
         if self.preprocessing:
             self.opened = self.original  # quality is measured against the original
             self._open(fleet, self.opened, self.site.store_url)
-        Perplexities(fleet, self.members).run(self.texts.windows)
+        Evaluator(fleet, self.members).run(self.texts.windows)
 
     def _solver(self, fleet: Fleet, track: Track) -> Solver:
         """How a member's method compresses a block in hand."""
@@ -259,6 +262,7 @@ class Pipeline:
 
     def _conclude(self, member: Member) -> None:
         """Export, report, publish what lies beside the blocks, and the manifest."""
+        assert member.quality is not None
         member.meter.publishing()
         exported = self._export(member)
         peaks = [(peak_resident_bytes(), 0), *self.fleet.run(lambda fleet: fleet.get(fleet.all(Shard.peak_bytes)))]
@@ -266,7 +270,7 @@ class Pipeline:
         report = make_report(
             member.spec,
             sidecars,
-            member.perplexity,
+            member.quality,
             self.bytes_before,
             self.phases,
             peaks,

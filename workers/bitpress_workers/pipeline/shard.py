@@ -39,6 +39,7 @@ from bitpress_workers.pipeline.lone_block import LoneBlock, LoneBlocks, SolvedTa
 from bitpress_workers.pipeline.memory import peak_resident_bytes, pinnable_bytes, return_large_tensors
 from bitpress_workers.pipeline.restoration import Restoration, save_checkpoint
 from bitpress_workers.pipeline.row_solving import RowSolving
+from bitpress_workers.pipeline.scoring import WindowScore, drift, score
 
 RANGE = "range"  # the stream of a shard that calibrates a range of blocks alone
 
@@ -135,9 +136,13 @@ class Shard:
         """Run the block in hand over a stream's activations. Raises NumericalError when one is not finite."""
         self._require_finite(self._activations[stream].advance(self._block, self._block_index))
 
-    def score(self, stream: str) -> list[float]:
-        """Mean negative log-likelihood of each of this shard's windows, in order."""
-        return self._activations[stream].score()
+    def drift(self, dense: str, compressed: str) -> list[tuple[float, float]]:
+        """How far a compressed model's hidden states are from the dense one's, by micro-batch; see `scoring`."""
+        return drift(self._activations[dense], self._activations[compressed])
+
+    def score(self, dense: str, compressed: str) -> list[WindowScore]:
+        """Compare both models' predictions for each of this shard's windows, in order."""
+        return score(self._activations[dense], self._activations[compressed])
 
     # The block in hand.
 

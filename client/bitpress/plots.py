@@ -1,0 +1,121 @@
+"""Figures as inline SVG: drawn in the colours of the page they stand in, read without scripts.
+
+Every mark has a title, so that its numbers are there for whoever points at it or has the page read aloud.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import NamedTuple
+
+WIDTH, HEIGHT = 640, 220
+LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 34
+MOST_TICKS = 6
+ROW = 26  # height of a horizontal bar
+
+
+class Mark(NamedTuple):
+    """One value. `place` stands on the axis below, `title` says it all."""
+
+    place: str
+    value: float
+    title: str
+
+
+class Point(NamedTuple):
+    """A value with an interval, (value, value) where there is none."""
+
+    x: float
+    y: float
+    interval: tuple[float, float]
+    name: str
+    title: str
+
+
+def round_ticks(values: Sequence[float]) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten apart) from below the least to above the largest value."""
+    low, high = min(values), max(values)
+    span = high - low or abs(high) * 0.1 or 1.0
+    rough = span / (MOST_TICKS - 2)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    last = max(last, first + 1)
+    return [float(f"{place * step:.10g}") for place in range(first, last + 1)]
+
+
+def columns(marks: Sequence[Mark], axis: str, what: str) -> str:
+    """A column for each mark; neighbours of one place share a label. axis: of places; what: is shown."""
+    ticks = round_ticks([0.0, *(mark.value for mark in marks)])
+    y = _scale(ticks, HEIGHT - BOTTOM, TOP)
+    step = (WIDTH - LEFT - RIGHT) / len(marks)
+    bars = [
+        f'<rect x="{LEFT + place * step:.1f}" y="{y(mark.value):.1f}" width="{max(step * 0.82, 0.6):.2f}" '
+        f'height="{y(0) - y(mark.value):.1f}"><title>{escape(mark.title)}</title></rect>'
+        for place, mark in enumerate(marks)
+    ]
+    starts = [place for place, mark in enumerate(marks) if not place or mark.place != marks[place - 1].place]
+    labels = [
+        _text(LEFT + start * step + step / 2, HEIGHT - BOTTOM + 15, marks[start].place)
+        for start in starts[:: math.ceil(len(starts) / 16)]
+    ]
+    return _figure(what, HEIGHT, _grid(ticks, y), *bars, *labels, _axis(axis))
+
+
+def rows(marks: Sequence[Mark], what: str) -> str:
+    """A horizontal bar for each mark, named on its left, its title on its right."""
+    largest = max((mark.value for mark in marks), default=0) or 1.0
+    room = WIDTH - 250
+    parts = []
+    for number, mark in enumerate(marks):
+        width = max(room * mark.value / largest, 1)
+        top = number * ROW
+        parts += [
+            f'<rect x="110" y="{top + 4}" width="{width:.1f}" height="{ROW - 8}"/>',
+            _text(102, top + 17, mark.place, "end"),
+            _text(110 + width + 8, top + 17, mark.title, "start"),
+        ]
+    return _figure(what, ROW * max(len(marks), 1), *parts)
+
+
+def scatter(points: Sequence[Point], x_axis: str, what: str) -> str:
+    """Points with their intervals; both axes are linear."""
+    x_ticks = round_ticks([point.x for point in points])
+    y_ticks = round_ticks([end for point in points for end in (point.y, *point.interval)])
+    x, y = _scale(x_ticks, LEFT, WIDTH - RIGHT), _scale(y_ticks, HEIGHT - BOTTOM, TOP)
+    parts = [_text(x(tick), HEIGHT - BOTTOM + 15, f"{tick:g}") for tick in x_ticks]
+    for point in points:
+        low, high = (y(end) for end in point.interval)
+        at = x(point.x)
+        near_end = at > WIDTH - 160
+        parts += [
+            f'<line class="interval" x1="{at:.1f}" x2="{at:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>',
+            f'<circle cx="{at:.1f}" cy="{y(point.y):.1f}" r="5"><title>{escape(point.title)}</title></circle>',
+            _text(at + (-9 if near_end else 9), y(point.y) - 7, point.name, "end" if near_end else "start"),
+        ]
+    return _figure(what, HEIGHT, _grid(y_ticks, y), *parts, _axis(x_axis))
+
+
+def _scale(ticks: Sequence[float], first: float, last: float) -> Callable[[float], float]:
+    return lambda value: first + (last - first) * (value - ticks[0]) / (ticks[-1] - ticks[0])
+
+
+def _grid(ticks: Sequence[float], y: Callable[[float], float]) -> str:
+    return "".join(
+        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
+        + _text(LEFT - 6, y(tick) + 4, f"{tick:g}", "end")
+        for tick in ticks
+    )
+
+
+def _axis(name: str) -> str:
+    return _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 3, name)
+
+
+def _text(x: float, y: float, text: str, anchor: str = "middle") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _figure(what: str, height: float, *parts: str) -> str:
+    label = escape(what, quote=True)
+    return f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
