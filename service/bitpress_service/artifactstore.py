@@ -23,6 +23,10 @@ from bitpress.errors import StoreError
 
 STREAM_BYTES = 1024 * 1024
 
+# What goes into a bucket in one request. S3 takes 10,000 parts for an object (docs.aws.amazon.com/AmazonS3/latest/
+# userguide/qfacts.html), which are then 625 GiB; a part that fails is all that is sent again.
+PART_BYTES = 64 * 2**20
+
 # An upload older than this has no writer any more.
 _STALE_SECONDS = 24 * 3600
 
@@ -65,9 +69,18 @@ class ArtifactStore:
         return cls(LocalStore(root), root)
 
     def put_bytes(self, key: str, data: bytes) -> None:
-        """Raises StoreError also when the key is taken."""
+        """Write an object, whole or not at all. Raises StoreError also when the key is taken.
+
+        What a bucket takes in parts is aborted when one of them fails: nothing stays behind.
+        """
         with _reporting("cannot write", key):
-            obstore.put(self._store, key, data, mode="create")
+            if self._root is not None or len(data) <= PART_BYTES:
+                obstore.put(self._store, key, data, mode="create")
+                return
+            # Uploads in parts know no such mode. That no other writes to a key is the fence's doing, not the store's.
+            if self._exists(key):
+                raise FileExistsError("it exists already")
+            obstore.put(self._store, key, data, chunk_size=PART_BYTES)
 
     def get_bytes(self, key: str) -> bytes:
         with _reporting("cannot read", key):
