@@ -9,9 +9,10 @@ trap 'rm -rf "$scratch"' EXIT
 # Secrets and .env are made by whoever deploys; the files that name them are looked at in a copy.
 cp -r docker-compose.yml deploy "$scratch"
 "$scratch/deploy/make-secrets.sh" >/dev/null
+echo token >"$scratch/deploy/secrets/hf_token"
 cp deploy/env.example "$scratch/.env"
 export NODE_ADDRESS=10.0.0.2 HEAD=10.0.0.1
-for files in "" "cpu" "hosts" "hosts cpu" "cpu nanio"; do
+for files in "" "cpu" "hub" "hosts" "hosts cpu" "hosts hub" "cpu nanio"; do
   names=(-f "$scratch/docker-compose.yml")
   for name in $files; do names+=(-f "$scratch/deploy/compose.$name.yml"); done
   for profiles in "" "s3" "monitoring" "s3 monitoring"; do

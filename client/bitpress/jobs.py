@@ -23,7 +23,7 @@ class _Model(BaseModel):
 
 
 class ModelSource(_Model):
-    """Where the checkpoint is: a directory, `s3://bucket/prefix`, or a hub id with an optional revision."""
+    """Where the checkpoint is: a directory, `s3://bucket/prefix`, or a hub id with its commit as `revision`."""
 
     uri: str = Field(min_length=1, max_length=4096, pattern=NO_NUL)
     revision: str | None = Field(None, max_length=200)

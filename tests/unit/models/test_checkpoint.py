@@ -110,19 +110,21 @@ def test_hub_id_in_the_cache(llama: Path, hub_cache: Path) -> None:
     commit = "0123456789012345678901234567890123456789"
     repository = hub_cache / "models--someone--small"
     shutil.copytree(llama, repository / "snapshots" / commit)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
 
-    checkpoint = Checkpoint.open("someone/small")
+    checkpoint = Checkpoint.open("someone/small", commit)
     assert checkpoint.path == repository / "snapshots" / commit
     assert (checkpoint.uri, checkpoint.revision) == ("someone/small", commit)
-    (repository / "refs" / "main").write_text("another commit")  # another host opens what this one has opened
-    assert Checkpoint.open(checkpoint.uri, checkpoint.revision).config.model_type == "llama"
 
 
 def test_hub_id_that_cannot_be_had(hub_cache: Path) -> None:
-    with pytest.raises(CheckpointError, match="someone/small: no such directory, and no such model on the hub at revi"):
-        Checkpoint.open("someone/small", "v2")
+    for revision in ("v2", 40 * "f"):
+        with pytest.raises(CheckpointError, match="small: no such directory, and no such model on the hub at revision"):
+            Checkpoint.open("someone/small", revision)
+
+
+def test_a_directory_has_no_revision(llama: Path) -> None:
+    with pytest.raises(CheckpointError, match="a directory and a bucket have none"):
+        Checkpoint.open(str(llama), "main")
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ def test_a_store_that_does_not_answer_may_do_so_next_time(
 
 
 def test_bucket_has_no_revisions(bucket: Place) -> None:
-    with pytest.raises(CheckpointError, match="a bucket has none"):
+    with pytest.raises(CheckpointError, match="a bucket have none"):
         Checkpoint.open(bucket.uri, "main")
 
 

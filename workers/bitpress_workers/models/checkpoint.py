@@ -5,6 +5,7 @@ sees it, since its keys have named code to run before (CVE-2026-4372).
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +27,9 @@ __all__ = ["INDEX", "Checkpoint", "TensorInfo"]
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+
+# What a hub knows a state of a repository by; branches and tags move.
+COMMIT = re.compile("[0-9a-f]{40}")
 
 DOWNLOADS = [
     "model*.safetensors",
@@ -69,8 +73,8 @@ class Checkpoint:
     def open(cls, uri: str, revision: str | None = None) -> Self:
         """Open a directory, `s3://bucket/prefix`, or else a model of the hub, whose files are downloaded.
 
-        revision: of a model of the hub. Raises CheckpointError when there is no such model, a file is
-        missing or invalid, or the weights are pickled; UnsupportedModel when its family is not known.
+        revision: the commit of a model of the hub, which needs one. Raises CheckpointError when there is no such
+        model, a file is missing or invalid, or the weights are pickled; UnsupportedModel when its family is not known.
         """
         source = _source(uri, revision)
         return cls(source, _read_config(source), _read_headers(source))
@@ -110,19 +114,26 @@ def _read_piece(piece: tuple[TensorInfo, int, Tensor]) -> None:
 
 
 def _source(uri: str, revision: str | None) -> Source:
-    if uri.startswith("s3://"):
-        if revision is not None:
-            raise CheckpointError(f"{uri}: a revision is of a model of the hub; a bucket has none")
-        return BucketSource(uri)
     try:
-        return LocalSource(Path(uri)) if Path(uri).is_dir() else HubSource(uri, _download(uri, revision))
+        stored = uri.startswith("s3://") or Path(uri).is_dir()
+        if stored and revision is not None:
+            raise CheckpointError(f"{uri}: a revision is of a model of the hub; a directory and a bucket have none")
+        if stored:
+            return BucketSource(uri) if uri.startswith("s3://") else LocalSource(Path(uri))
+        return HubSource(uri, _download(uri, revision))
     except OSError as error:
         raise CheckpointError(f"{uri}: cannot be opened: {error}") from error
 
 
 def _download(uri: str, revision: str | None) -> Path:
-    """Fetch a model of the hub into the hub's cache, or find it there."""
+    """Fetch one commit of a model of the hub into the hub's cache, or find it there."""
     try:
+        if revision is None or not COMMIT.fullmatch(revision):
+            commit = huggingface_hub.HfApi().model_info(uri, revision=revision).sha
+            raise CheckpointError(
+                f"{uri}: a model of the hub is read at a commit, so that a job that is run again reads the same; "
+                f"expected 40 hexadecimal digits as revision, found {revision or 'none'}, which is now {commit}"
+            )
         return Path(huggingface_hub.snapshot_download(uri, revision=revision, allow_patterns=DOWNLOADS))
     except HFValidationError:
         raise CheckpointError(f"{uri}: no such directory, and not a hub id such as org/model") from None
