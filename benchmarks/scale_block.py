@@ -43,7 +43,7 @@ PHASES: dict[str, list[tuple[Any, str]]] = {
     "reading": [(Shard, "load"), (Shard, "fingerprint")],
     "forward": [(Activations, "forward")],
     "hessian": [(Gram, "accumulate")],
-    "factor": [(RowSolving, "_factor")],
+    "factor": [(row_solving, "factorized")],
     "solve": [(RowSolving, "_solve_rows"), (row_solving, "concatenate")],
     "evidence": [(row_solving, "tile_errors")],
     "installing": [(Shard, "_install")],
