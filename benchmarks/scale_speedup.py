@@ -19,7 +19,7 @@ from bitpress_workers.pipeline.shard import ShardConfig
 from bitpress_workers.ray_fleet import RaySession
 
 HIDDEN, FFN, NUM_BLOCKS = 1024, 2816, 8
-SEQUENCES, LENGTH = 16, 128
+SEQUENCES, LENGTH = 32, 256
 SHARDS = (1, 2)
 
 

@@ -23,6 +23,7 @@ from bitpress_workers.methods.block_base import BlockMethod
 from bitpress_workers.models.checkpoint import Checkpoint
 from bitpress_workers.models.family import Tap
 from bitpress_workers.models.skeleton import Skeleton
+from bitpress_workers.numerics import kernels
 from bitpress_workers.pipeline.activations import Activations
 from bitpress_workers.pipeline.block_file import Published, chain_link, put_block, read_linears, tensors_sha256
 from bitpress_workers.pipeline.block_training import (
@@ -87,6 +88,8 @@ class Shard:
             return_large_tensors()
         self._methods = {member: create(method.config) for member, method in config.methods.items()}
         self._member = next(iter(self._methods))
+        if any(not isinstance(method, BlockMethod) and method.factoring for method in self._methods.values()):
+            kernels.load(self._device)  # takes a second, which is no block's
         self.open(config.model, config.store_url)
         self._activations: dict[str, Activations] = {}
         self._offloaded = config.thrifty

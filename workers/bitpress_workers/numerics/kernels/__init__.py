@@ -48,7 +48,8 @@ class _Plain:
     quantize_statistics = staticmethod(grid.quantize_statistics)
 
 
-def _of(device: torch.device) -> Kernels:
+def load(device: torch.device) -> Kernels:
+    """Import and return a device's kernels; those that nobody loads are loaded by their first use."""
     if device.type == "cpu":
         from bitpress_workers.numerics.kernels import cpu
 
@@ -62,7 +63,7 @@ def _of(device: torch.device) -> Kernels:
 
 def run_solver(device: torch.device) -> RunSolver:
     """Return what solves runs of columns on a device."""
-    return _of(device).solve_run
+    return load(device).solve_run
 
 
 def search_integer_zero(
@@ -74,7 +75,7 @@ def search_integer_zero(
     scale_dtype: torch.dtype = torch.float16,
 ) -> IntegerZeroGrid:
     """Fit a grid per row by search, on the weights' device; see `grid.search_integer_zero`."""
-    find = _of(weight_KR.device).search_integer_zero
+    find = load(weight_KR.device).search_integer_zero
     return find(weight_KR, bits, tiles=tiles, symmetric=symmetric, scale_dtype=scale_dtype)
 
 
@@ -82,11 +83,11 @@ def patched_range(
     weight_gR: Tensor, pivots_g: Tensor, bits: int, symmetric: bool, threshold_R: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the range of a group without its candidates, on the weights' device; see `leave_one_out.patched_range`."""
-    return _of(weight_gR.device).patched_range(weight_gR, pivots_g, bits, symmetric, threshold_R)
+    return load(weight_gR.device).patched_range(weight_gR, pivots_g, bits, symmetric, threshold_R)
 
 
 def quantize_statistics(
     values_R: Tensor, index_TS: Tensor, bits: int, *, scale_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, RealZeroGrid]:
     """Put scales or zeros on second-level grids, on their device; see `grid.quantize_statistics`."""
-    return _of(values_R.device).quantize_statistics(values_R, index_TS, bits, scale_dtype=scale_dtype)
+    return load(values_R.device).quantize_statistics(values_R, index_TS, bits, scale_dtype=scale_dtype)
