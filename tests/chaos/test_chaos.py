@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 
 JOBS, SUBMITS, DISPATCHERS = 200, 3, 5
 CHAOS_SECONDS = 45.0
-PATIENCE_SECONDS = 240.0
+PATIENCE_SECONDS = 1200.0  # for a machine with much else to do; what hangs, hangs longer
 
 
 class Zygote:

@@ -15,8 +15,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from sample_report import sample_report
 from service_helpers import block_record
 
+from bitpress.artifacts import Report
 from bitpress_service.redis_jobstore import RedisJobStore
 from bitpress_workers import driver
 from bitpress_workers.dispatcher import Dispatcher
@@ -81,7 +83,7 @@ def drive(order: driver.Order, directory: Path, seed: int) -> int:
     chance = random.Random(f"{seed} {order.job.id} {order.job.attempt}")
     crash_at = chance.randrange(BLOCKS) if order.job.attempt == 1 and chance.random() < CRASHES else None
 
-    def work(order: driver.Order, recorder: driver.JobRecorder) -> None:
+    def work(order: driver.Order, recorder: driver.JobRecorder) -> Report:
         known = recorder.blocks()
         for index in range(BLOCKS):
             if index in known:
@@ -94,8 +96,9 @@ def drive(order: driver.Order, directory: Path, seed: int) -> int:
             recorder.block(replace(block_record(index), key=f"{order.fence}/{index}"))
             os.write(journal, f"recorded {line}".encode())
         recorder.finish({"manifest.json": f"{order.fence}/manifest.json"})
+        return sample_report(order.job.spec)
 
-    driver._run = work  # type: ignore[assignment]
+    driver._run = work
     result = driver.drive(order)
     path = Path(order.scratch) / driver.RESULT
     path.with_suffix(".part").write_text(result.model_dump_json())

@@ -81,7 +81,7 @@ def test_lists_are_filtered(client: Client) -> None:
     assert ids("--method", "rtn", "--model", "/models/small", "--since", "2020-01-01") == [second.id, first.id]
     assert ids("--method", "spqr") == ids("--label", "team=nlp", "--label", "x=y") == []
     assert bitpress("list", "--label", "team").returncode == 5
-    assert "Nightly run" in bitpress("list").stdout
+    assert "Nightly run" in bitpress("list", COLUMNS="200").stdout
 
 
 def test_a_retried_jobs_events_do_not_stop_at_its_first_end(service: ApiProcess, client: Client) -> None:

@@ -72,7 +72,7 @@ def run_one_job(directory: Path) -> Job:
 
 def test_a_job_leaves_one_trace_and_lines_that_name_it(spans: list[tuple[str, Any]], tmp_path: Path) -> None:
     job = run_one_job(tmp_path)
-    assert job.state is JobState.SUCCEEDED
+    assert job.state is JobState.SUCCEEDED, job.error
     check_trace(spans)
     check_lines(job, tmp_path)
 
