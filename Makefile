@@ -3,13 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: setup demo check test browser bench up clean
+.PHONY: setup demo check test test-compose browser bench up clean
 
 setup: .venv/.local ## build .venv with the whole product: .venv/bin/bitpress
 demo: .venv/.local .venv/.gguf .venv/.model ## two jobs on a real model, from submit to a generated sentence
 	deploy/demo.sh
 test: .venv/.test .venv/.model browser ## all tests
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+test-compose: .venv/.check ## images built, stack brought up, used and disturbed; root on Debian, about fifteen minutes
+	deploy/test-compose.sh
 # Debian's own, where root may install it; elsewhere the tests of the page are skipped, and say so.
 browser: ## Chromium, for the tests of the page
 	@command -v chromium >/dev/null || { \

@@ -127,7 +127,7 @@ def table(predicted: dict[str, Any]) -> str:
 
 def main() -> None:
     results = load_results("scale")
-    rates, source = _rates(list(results.get("block", {}).values()))
+    rates, source = rates_of_a_gpu(list(results.get("block", {}).values()))
     predicted = predict(rates)
     save_part("scale", "model", {"66B": {"rates": rates.model_dump(), "rates_from": source, "predicted": predicted}})
     print(table(predicted))
@@ -137,7 +137,7 @@ def main() -> None:
         print(json.dumps(found, indent=1))
 
 
-def _rates(blocks: Sequence[dict[str, Any]]) -> tuple[Rates, str]:
+def rates_of_a_gpu(blocks: Sequence[dict[str, Any]]) -> tuple[Rates, str]:
     """Those that were measured on a GPU, else those stated above."""
     for block in blocks:
         if block["rates"]["half_gemm_gflops"]:

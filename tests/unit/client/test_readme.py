@@ -13,7 +13,7 @@ README = (REPOSITORY / "README.md").read_text("utf-8")
 
 
 def test_every_path_of_the_tree_exists() -> None:
-    tree = README.split("## The tree")[1].split("```")[1]
+    tree = README.split("## The tree")[1].split("```text\n")[1].split("```")[0]
     parent, paths = Path(), []
     for line in tree.strip().splitlines():
         name = line.split()[0]
@@ -40,6 +40,6 @@ def test_every_setting_is_listed() -> None:
 
 def test_every_make_target_is_there() -> None:
     named = README.split("Make targets:")[1].split(".\n")[0]
-    targets = re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text("utf-8"), re.MULTILINE)
-    assert set(re.findall(r"`(\w+)`", named)) <= set(targets)
+    targets = re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text("utf-8"), re.MULTILINE)
+    assert set(re.findall(r"`([\w-]+)`", named)) <= set(targets)
     assert set(re.findall(r"^make (\w+)", README, re.MULTILINE)) <= set(targets)
