@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bitpress.errors import StoreError
 from bitpress.jobs import ModelSource, parse_spec
 from bitpress_workers.pipeline.exchange import LocalGroup, Meeting
 from bitpress_workers.pipeline.shard import Shard, ShardConfig, ShardMethod, stream_name
@@ -86,8 +87,21 @@ def test_nothing_of_a_compressed_block_outlives_it(opt_mini: Path, tmp_path: Pat
         (train if trained else solve)(shard)
         shard.publish(f"{index}.safetensors")
         shard.advance(stream_name("calibration", 0))
+        shard.finish_publishing()
         assert tensor_bytes() > held[-1]  # the compressed linears
     shard.load(3)
     held.append(tensor_bytes())
     assert block() is None
     assert len(set(held)) == 1
+
+
+def test_a_block_that_cannot_be_written_is_an_error_when_that_is_waited_for(opt_mini: Path, tmp_path: Path) -> None:
+    shard = shard_of(opt_mini, tmp_path, METHODS["rtn"])
+    (tmp_path / "file").write_text("no directory")
+    shard.start(stream_name("calibration", 0), TOKENS_NS, [list(SLICES)])
+    shard.load(0)
+    solve(shard)
+    shard.publish("file/0.safetensors")
+    shard.advance(stream_name("calibration", 0))
+    with pytest.raises(StoreError):
+        shard.finish_publishing()

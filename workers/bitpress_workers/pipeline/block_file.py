@@ -28,14 +28,25 @@ class Published:
 def put_block(
     store: ArtifactStore, key: str, tensors: Mapping[str, Tensor], headers: Mapping[str, Header]
 ) -> Published:
-    """Write a file into the object store; headers: of compressed linears, by full name."""
+    """Write a file into the object store; headers: of compressed linears, by full name. Raises StoreError."""
+    published, data = pack_block(tensors, headers)
+    store_block(store, key, data)
+    return published
+
+
+def pack_block(tensors: Mapping[str, Tensor], headers: Mapping[str, Header]) -> tuple[Published, bytes]:
+    """Return a file's content, and what there is to say of it; headers: of compressed linears, by full name."""
     data = write_block(tensors, headers)
+    return Published(hashlib.sha256(data).hexdigest(), len(data), tuple(sorted(tensors)), dict(headers)), data
+
+
+def store_block(store: ArtifactStore, key: str, data: bytes) -> None:
+    """Write a file's content into the object store. Raises StoreError."""
     try:
         store.put_bytes(key, data)
     except StoreError:
         if not _holds(store, key, data):
             raise
-    return Published(hashlib.sha256(data).hexdigest(), len(data), tuple(sorted(tensors)), dict(headers))
 
 
 def _holds(store: ArtifactStore, key: str, data: bytes) -> bool:

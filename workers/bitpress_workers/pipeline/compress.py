@@ -86,12 +86,18 @@ class Way:
             record = track.reuse(index, self._chain)
             fleet.get(fleet.all(Shard.prefetch))
             fleet.get(fleet.all(Shard.install_published, record.key, record.sha256))
+            self._pass(index)
         else:
             solved = self._solver.solve(index)
             file: Published = fleet.get([fleet.on(0, Shard.publish, track.publisher.key_of(block_name(index)))])[0]
+            self._pass(index)  # while it is written
+            fleet.get([fleet.on(0, Shard.finish_publishing)])
             track.publish(index, self._chain, file, solved, shared_seconds + time.monotonic() - started)
-        if index + 1 < len(track.member.plan.blocks):
-            fleet.get(fleet.all(Shard.advance, self._named("calibration")))
+
+    def _pass(self, index: int) -> None:
+        """Pass the compressed block, for what comes after it."""
+        if index + 1 < len(self.track.member.plan.blocks):
+            self._fleet.get(self._fleet.all(Shard.advance, self._named("calibration")))
 
     def stop(self) -> None:
         for stream in self._solver.streams:

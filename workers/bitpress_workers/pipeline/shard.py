@@ -34,6 +34,7 @@ from bitpress_workers.pipeline.block_training import (
     begin,
     pass_reference,
 )
+from bitpress_workers.pipeline.block_writer import BlockWriter
 from bitpress_workers.pipeline.evidence import Evidence, TapFacts
 from bitpress_workers.pipeline.exchange import Group
 from bitpress_workers.pipeline.lone_block import LoneBlock, LoneBlocks, SolvedTap
@@ -112,6 +113,7 @@ class Shard:
         dtype = torch.float32 if in_float32 else self._checkpoint.config.dtype
         self._skeleton = Skeleton(self._checkpoint, self._device, dtype)
         self._store = ArtifactStore.from_url(store_url)
+        self._writer = BlockWriter(self._store, self._checkpoint, self._skeleton)
 
     def take_up(self, member: int) -> None:
         """Work for this member from now on, on the block in hand as it was loaded."""
@@ -253,7 +255,7 @@ class Shard:
             if isinstance(result, NumericalError):
                 found[member] = result
             else:
-                published = self._publish(keys[member], result.linears)
+                published = self._writer.put(index, keys[member], result.linears)
                 found[member] = (published, result.taps, time.monotonic() - started)
         return LoneBlocks(chain, found)
 
@@ -329,22 +331,12 @@ class Shard:
     # The published block.
 
     def publish(self, key: str) -> Published:
-        """Write the compressed block into the object store: one safetensors file, ready to load."""
-        return self._publish(key, self._compressed)
+        """Begin to write the compressed block into the object store: one safetensors file, ready to load."""
+        return self._writer.begin(self._block_index, key, self._compressed)
 
-    def _publish(self, key: str, linears: Mapping[str, CompressedLinear]) -> Published:
-        prefix = self._skeleton.block_name(self._block_index)
-        headers = {f"{prefix}.{name}": linear.header() for name, linear in linears.items()}
-        tensors = {
-            f"{prefix}.{name}.{suffix}": tensor.contiguous().cpu()
-            for name, linear in linears.items()
-            for suffix, tensor in linear.tensors().items()
-        }
-        names = self._skeleton.block_tensor_names(self._block_index)
-        rest = {ours: theirs for ours, theirs in names.items() if ours.removesuffix(".weight") not in headers}
-        stored = self._checkpoint.read(rest.values())
-        tensors |= {ours: stored[theirs] for ours, theirs in rest.items()}
-        return put_block(self._store, key, tensors, headers)
+    def finish_publishing(self) -> None:
+        """Wait until the block is written. Raises StoreError."""
+        self._writer.finish()
 
     def publish_outer(self, key: str) -> Published:
         """Write what is outside the blocks, as the checkpoint has it."""
