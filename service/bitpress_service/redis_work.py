@@ -1,6 +1,7 @@
 """What workers do with jobs: the part of the job store over Redis that dispatchers and drivers call."""
 
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 
 from bitpress.errors import Conflict
@@ -26,7 +27,7 @@ class RedisWork(Scripts):
     ) -> Claim | None:
         cluster, devices = (capacity.cluster, capacity.devices) if capacity else ("", "")
         lease_ms, patience_ms = milliseconds(lease_seconds), milliseconds(patience_seconds)
-        reply = await self._run("claim", owner, lease_ms, cluster, devices, patience_ms)
+        reply = await self._run("claim", owner, lease_ms, secrets.randbelow(10**9), cluster, devices, patience_ms)
         if reply is None:
             return None
         fields = pairs(reply)

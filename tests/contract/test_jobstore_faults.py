@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import shutil
 import signal
 from contextlib import aclosing, suppress
 from itertools import pairwise
@@ -15,6 +16,7 @@ from service_helpers import LEASE, block_record, failure, job_spec
 from bitpress.errors import Conflict, Unavailable
 from bitpress.jobs import TRANSITIONS, JobEdit, JobState, StateEvent
 from bitpress_service import embedded_redis
+from bitpress_service.artifactstore import job_key
 from bitpress_service.jobstore import Fenced
 from bitpress_service.redis_jobstore import RedisJobStore
 
@@ -36,6 +38,31 @@ async def test_a_server_killed_and_started_again_has_every_acknowledged_write(ow
         assert await store.create("local", job_spec(), idempotency_key="key") == (before[0], True)
         await store.record(claim.job.id, claim.fence, block=block_record(1))
         assert set(await store.blocks(queued.id)) == {0, 1}
+
+
+async def test_a_server_set_back_to_an_older_file_gives_no_fence_twice(own_redis_dir: Path, tmp_path: Path) -> None:
+    older = tmp_path / "older"
+    async with aclosing(RedisJobStore.from_url(embedded_redis.start(own_redis_dir))) as store:
+        job, _ = await store.create("local", job_spec())
+        embedded_redis.stop(own_redis_dir)
+        shutil.copytree(own_redis_dir, older)
+        embedded_redis.start(own_redis_dir)
+        forgotten = await store.claim("worker of a second that is lost", LEASE)
+        assert forgotten is not None
+        embedded_redis.stop(own_redis_dir)
+        shutil.rmtree(own_redis_dir)
+        older.rename(own_redis_dir)
+        embedded_redis.start(own_redis_dir)
+        assert (await store.get(job.id)).attempt == 0
+
+        heir = await store.claim("worker", LEASE)
+        assert heir is not None and heir.job.attempt == forgotten.job.attempt == 1
+        with pytest.raises(Fenced):
+            await store.record(job.id, forgotten.fence, block=block_record(0))
+        with pytest.raises(Fenced):
+            await store.finish(job.id, forgotten.fence, state="succeeded", files={"manifest.json": "x"})
+        assert job_key("local", job.id, forgotten.fence, "x") != job_key("local", job.id, heir.fence, "x")
+        await store.record(job.id, heir.fence, block=block_record(0))
 
 
 async def test_without_a_server_every_call_says_unavailable(own_redis_dir: Path) -> None:

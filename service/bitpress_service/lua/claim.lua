@@ -1,6 +1,7 @@
--- ARGV: owner, ms of the lease, cluster and its devices (or ''), ms for which a job may be passed over
+-- ARGV: owner, ms of the lease, nine digits that were drawn for the fence, cluster and its devices (or ''),
+--       ms for which a job may be passed over
 -- Returns the job, or false when none is due.
-local owner, lease_ms, cluster, devices, patience_ms = unpack(ARGV)
+local owner, lease_ms, drawn, cluster, devices, patience_ms = unpack(ARGV)
 local total = tonumber(devices)
 local LOOK_AT = 1000  -- of the queue's head; a script must not take long
 
@@ -53,7 +54,7 @@ local key = job_key(id)
 redis.call('HDEL', key, 'passed_over_at')
 redis.call('HSET', key, 'owner', owner, 'cluster', cluster, 'holds', holds, 'block_since', integer(now))
 count('attempts')
-redis.call('HINCRBY', key, 'fence', 1)
+raise_fence(id, drawn)
 redis.call('HINCRBY', key, 'attempt', 1)
 redis.call('HINCRBY', key, 'stalled', 1)
 redis.call('HSETNX', key, 'started_at', integer(now))

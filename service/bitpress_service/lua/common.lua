@@ -153,6 +153,14 @@ local function settle(id, asked, delay_ms, failure)
   end
 end
 
+-- Gives a job a fence that no attempt has had: greater than the last one, and ending with nine digits that were drawn.
+-- A Redis that was set back by a second (a failover, a backup) counts what it has forgotten once more; an attempt from
+-- that second must not find its own fence in force again.
+local function raise_fence(id, drawn)
+  local turns = math.floor(read(id, 'fence')[1] / 1e9)
+  redis.call('HSET', job_key(id), 'fence', integer((turns + 1) * 1e9 + drawn))
+end
+
 -- Whether `fence` is that of the attempt that runs now, and what the user asked of it: 'cancel', 'pause' or 'ok'.
 local function holds(id, fence)
   local current = read(id, 'fence', 'state', 'asked')

@@ -5,7 +5,7 @@ local max_stalled = tonumber(ARGV[1])
 local expired = redis.call('ZRANGEBYSCORE', leases, '-inf', integer(now_ms()), 'LIMIT', 0, 100)
 for _, id in ipairs(expired) do
   -- From here on the old worker's writes are refused, whoever takes over and when.
-  redis.call('HINCRBY', job_key(id), 'fence', 1)
+  raise_fence(id, 0)
   count('takeovers')
   local current = read(id, 'asked', 'stalled', 'attempt', 'owner')
   local failure = {code = 'worker-lost', retryable = true, attempt = tonumber(current[3]),
