@@ -5,6 +5,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+LOCAL = "local"  # the cluster of a dispatcher that has a host of its own
+
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -50,6 +50,17 @@ class Capacity:
 
 
 @dataclass(frozen=True)
+class Holding:
+    """What a running job holds of a cluster. `devices` is 0, and `cluster` empty, on a dispatcher's own host."""
+
+    job_id: str
+    tenant: str
+    owner: str
+    cluster: str
+    devices: int
+
+
+@dataclass(frozen=True)
 class BlockRecord:
     """A published block: where its file and its sidecar lie, and their hashes. The index a resume starts from."""
 
@@ -256,6 +267,10 @@ class ClusterBoard(Protocol):
         ...
 
     async def cluster(self) -> Cluster: ...
+
+    async def holdings(self) -> Sequence[Holding]:
+        """What the jobs that run hold, of all tenants."""
+        ...
 
 
 class Plans(Protocol):

@@ -5,6 +5,7 @@ none is lost with a process.
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -12,8 +13,11 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from bitpress.cluster import LOCAL, Dispatcher
 from bitpress_service.event_feed import EventFeed
-from bitpress_service.redis_records import Scripts, pairs
+from bitpress_service.jobstore import Holding
+from bitpress_service.redis_cluster import RedisCluster
+from bitpress_service.redis_records import pairs
 
 # Of lua/record.lua, in seconds: a block of a small model on a CPU, and one of a very large one.
 BLOCK_BUCKETS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10000)
@@ -24,13 +28,18 @@ OUTCOMES = ("succeeded", "failed", "cancelled")
 
 @dataclass(frozen=True, eq=False)  # a registry tells collectors apart by identity
 class Snapshot:
-    """The store at one moment. `waiting`: priority, number of jobs and age in seconds of the oldest."""
+    """The store at one moment. `waiting`: priority, number of jobs and age in seconds of the oldest.
+
+    devices: all and busy ones by kind, as the dispatchers tell of them.
+    """
 
     waiting: tuple[tuple[int, int, float], ...]
     delayed: int
     held_leases: int
     expired_leases: int
     pending_deliveries: int
+    dispatchers: int
+    devices: Mapping[str, tuple[int, int]]
     counters: Mapping[str, int]
 
     def collect(self) -> Iterable[Metric]:
@@ -49,6 +58,13 @@ class Snapshot:
         for outcome in OUTCOMES:
             finished.add_metric([outcome], self.counters.get(f"finished:{outcome}", 0))
         yield from (queued, oldest, leases, finished)
+        yield GaugeMetricFamily("bitpress_dispatchers", "Dispatchers that report", value=self.dispatchers)
+        devices = GaugeMetricFamily("bitpress_devices", "Devices that jobs may have", labels=["kind"])
+        busy = GaugeMetricFamily("bitpress_busy_devices", "Devices that jobs hold", labels=["kind"])
+        for kind, (total, held) in self.devices.items():
+            devices.add_metric([kind], total)
+            busy.add_metric([kind], held)
+        yield from (devices, busy)
         yield GaugeMetricFamily("bitpress_delayed_jobs", "Jobs that wait for a retry", value=self.delayed)
         yield GaugeMetricFamily(
             "bitpress_pending_deliveries", "Webhook messages still to be delivered", value=self.pending_deliveries
@@ -72,10 +88,32 @@ class Snapshot:
         return blocks
 
 
-class StoreMetrics(Scripts):
+def device_use(dispatchers: Iterable[Dispatcher], holdings: Iterable[Holding]) -> dict[str, tuple[int, int]]:
+    """All devices and the busy ones by kind; a cluster that several dispatchers share counts once."""
+    held = Counter[str]()
+    for holding in holdings:
+        held[holding.cluster] += holding.devices
+    use: dict[str, tuple[int, int]] = {}
+    seen: set[str] = set()
+    for each in dispatchers:
+        if each.devices is None or each.cluster in seen:
+            continue
+        found = each.devices
+        if each.cluster == LOCAL:
+            busy = found.total - found.free
+        else:
+            seen.add(each.cluster)
+            busy = min(held[each.cluster], found.total)
+        before = use.get(found.kind, (0, 0))
+        use[found.kind] = before[0] + found.total, before[1] + busy
+    return use
+
+
+class StoreMetrics(RedisCluster):
     """Raises Unavailable when Redis cannot be reached."""
 
     async def read(self) -> Snapshot:
+        dispatchers = (await self.cluster()).dispatchers
         waiting, delayed, held, expired, deliveries, counters = await self._run("metrics")
         return Snapshot(
             waiting=tuple((priority, count, milliseconds / 1000) for priority, count, milliseconds in waiting),
@@ -83,6 +121,8 @@ class StoreMetrics(Scripts):
             held_leases=held,
             expired_leases=expired,
             pending_deliveries=deliveries,
+            dispatchers=len(dispatchers),
+            devices=device_use(dispatchers, await self.holdings()),
             counters={name: int(value) for name, value in pairs(counters).items()},
         )
 

@@ -1,8 +1,10 @@
 """What dispatchers say of themselves, over Redis."""
 
 import json
+from collections.abc import Sequence
 
 from bitpress.cluster import Cluster, Dispatcher, DispatcherReport, QueueLevel
+from bitpress_service.jobstore import Holding
 from bitpress_service.redis_records import Scripts, milliseconds, time_of
 
 
@@ -20,3 +22,7 @@ class RedisCluster(Scripts):
             delayed=delayed,
             running=running,
         )
+
+    async def holdings(self) -> Sequence[Holding]:
+        rows = await self._run("holdings")
+        return tuple(Holding(*names, int(devices)) for *names, devices in rows)

@@ -24,6 +24,7 @@ PAGES = {
     "new-ptq161": "/new?method=ptq161",
     "compare-choose": "/compare",
     "compare": "/compare?job={spqr}&job={rtn}",
+    "cluster": "/cluster",
     "keys": "/keys",
     "not-found": "/jobs/job_none",
 }
@@ -55,6 +56,7 @@ def test_a_job_from_the_form_to_its_artifact(reader: Reader, opt_mini: Path, tex
     page.evaluate("() => window.isTheSamePage = true")
     expect(page.locator("#live .badge")).to_have_text("running", timeout=JOB_MS)
     expect(page.locator(".blocks li:not(.h-none)")).not_to_have_count(0, timeout=JOB_MS)
+    expect(page.locator("#linears svg").first).to_be_visible(timeout=JOB_MS)
     assert page.evaluate("() => window.isTheSamePage"), "it filled without being loaded again"
     reader.picture("job-running")
     expect(page.locator("#live .badge")).to_have_text("succeeded", timeout=JOB_MS)

@@ -9,7 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from running_api import Api
 from service_helpers import LEASE, block_record, failure, job_spec
 
-from bitpress_service.jobstore import Fenced
+from bitpress.cluster import Devices, DispatcherReport, Node
+from bitpress_service.jobstore import Capacity, Fenced
 from bitpress_service.metrics import BLOCK_BUCKETS
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -73,6 +74,28 @@ async def test_attempts_outcomes_takeovers_and_fenced_writes(api: Api) -> None:
     assert value(samples, "bitpress_block_seconds_sum") is not None
 
 
+async def test_devices_of_a_shared_cluster_count_once(api: Api) -> None:
+    def devices(kind: str, total: int, free: int) -> Devices:
+        return Devices(kind=kind, total=total, free=free, nodes=(Node(host="a", devices=total),))
+
+    for owner, cluster, found in (
+        ("a:1", "ray:6380", devices("cuda", 8, 8)),
+        ("b:1", "ray:6380", devices("cuda", 8, 8)),
+        ("c:1", "gone:6380", None),
+        ("d:1", "local", devices("cpu", 4, 1)),
+        ("e:1", "local", devices("cpu", 2, 2)),
+    ):
+        busy = found is not None and found.free < found.total
+        await api.jobs.report(DispatcherReport(owner=owner, cluster=cluster, busy=busy, devices=found), 60)
+    await api.jobs.create("local", job_spec().model_copy(update={"devices": 3}))
+    assert await api.jobs.claim("a:1", LEASE, Capacity("ray:6380", 8))
+    samples = await scrape(api)
+    assert value(samples, "bitpress_dispatchers") == 5
+    for kind, total, busy in (("cuda", 8, 3), ("cpu", 6, 3)):
+        assert value(samples, "bitpress_devices", kind=kind) == total
+        assert value(samples, "bitpress_busy_devices", kind=kind) == busy
+
+
 def test_the_buckets_of_blocks_are_the_same_where_they_are_counted() -> None:
     script = (Path(__file__).parents[2] / "service/bitpress_service/lua/record.lua").read_text()
     found = re.search(r"ipairs\(\{([0-9, ]+)\}\)", script)
@@ -116,6 +139,8 @@ async def test_the_dashboard_and_the_alerts_ask_for_what_there_is(api: Api) -> N
     for _ in range(2):
         await api.jobs.create("local", job_spec())
         claim = claim or await api.jobs.claim("worker", LEASE)
+    devices = Devices(kind="cuda", total=1, free=1, nodes=(Node(host="a", devices=1),))
+    await api.jobs.report(DispatcherReport(owner="a:1", cluster="local", busy=False, devices=devices), 60)
     await scrape(api)
     names = {name for name, _ in await scrape(api)}
     asked = {name for query in queries() for name in re.findall(r"bitpress_\w+", query)}

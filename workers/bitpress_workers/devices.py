@@ -16,13 +16,12 @@ from dataclasses import dataclass
 
 import torch
 
-from bitpress.cluster import Devices, Node
+from bitpress.cluster import LOCAL, Devices, Node
 from bitpress_service.jobstore import Capacity
 from bitpress_workers.parent import end_with_parent
 
 log = logging.getLogger(__name__)
 
-LOCAL = "local"
 LOOK_SECONDS = 5.0
 SILENCE_SECONDS = 60.0  # joining a cluster takes some of it
 

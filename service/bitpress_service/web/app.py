@@ -8,7 +8,8 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bitpress_service.sessions import Sessions
-from bitpress_service.web import compare, failures, jobs, keys, login, steering, submission
+from bitpress_service.web import cluster, compare, failures, jobs, keys, login, steering, submission
+from bitpress_service.web.linears import BlockReports
 
 STATIC = Path(__file__).parent / "static"
 
@@ -29,10 +30,11 @@ def create_web(state: State) -> FastAPI:
     web = FastAPI(openapi_url=None)
     web.state = state
     state.sessions = Sessions(state.keys)
+    state.block_reports = BlockReports(state.artifacts)
     failures.install(web)
     web.add_middleware(_Headers)
-    for router in (login.router, jobs.router, steering.router, submission.router, compare.router, keys.router):
-        web.include_router(router)
+    for page in (login, jobs, steering, submission, compare, cluster, keys):
+        web.include_router(page.router)
     web.mount("/static", StaticFiles(directory=STATIC), name="static")
     return web
 

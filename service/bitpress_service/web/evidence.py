@@ -121,7 +121,7 @@ def heat_tables(blocks: Sequence[BlockReport]) -> tuple[HeatTable, ...]:
             "Bits per weight",
             "all stored bits of a linear, statistics and indices included, by its number of weights",
             lambda linear: linear.bits_per_weight,
-            _mean,
+            mean,
             lambda value: number(value, 4),
         ),
         _heat_table(
@@ -129,7 +129,7 @@ def heat_tables(blocks: Sequence[BlockReport]) -> tuple[HeatTable, ...]:
             "Outliers",
             "share of a linear's weights that are kept in 16 bits",
             lambda linear: linear.outlier_fraction,
-            _mean,
+            mean,
             percent,
         ),
     )
@@ -143,7 +143,7 @@ def _heat_table(
     combine: Callable[[Sequence[float]], float],
     write: Callable[[float], str],
 ) -> HeatTable:
-    values = {block.index: _by_place(block, value_of, combine) for block in blocks}
+    values = {block.index: by_place(block, value_of, combine) for block in blocks}
     places = list(dict.fromkeys(place for row in values.values() for place in row))
     everything = [value for row in values.values() for value in row.values()]
     shade = _shade(everything)
@@ -157,7 +157,7 @@ def _heat_table(
     rows = tuple(
         Row(
             place,
-            write(_mean([row[place] for row in values.values() if place in row])),
+            write(mean([row[place] for row in values.values() if place in row])),
             tuple(cell(index, place) for index in values),
         )
         for place in places
@@ -167,7 +167,7 @@ def _heat_table(
     )
 
 
-def _by_place(
+def by_place(
     block: BlockReport, value_of: Callable[[LinearReport], float], combine: Callable[[Sequence[float]], float]
 ) -> dict[str, float]:
     found: dict[str, list[float]] = {}
@@ -199,11 +199,11 @@ def totals(report: Report) -> Totals:
     outliers = sum(linear.outlier_fraction * linear.shape[0] * linear.shape[1] for linear in linears)
     return Totals(
         ratio=report.bytes_before / report.bytes_after,
-        relative_error=_mean([linear.relative_error for linear in linears]),
+        relative_error=mean([linear.relative_error for linear in linears]),
         outlier_fraction=outliers / report.num_weights,
         seconds=sum(report.phases.values()),
     )
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
+from bitpress.advice import advice
 from bitpress.artifacts import REPORT, Report
-from bitpress.errors import NotFound
+from bitpress.errors import NotFound, StoreError
 from bitpress.jobs import Event, Job, JobFilter, JobState, LogEvent
 from bitpress_service.artifactstore import ArtifactStore
 from bitpress_service.jobstore import JobStore
@@ -16,7 +17,7 @@ from bitpress_service.routes import artifacts as artifact_routes
 from bitpress_service.routes import events as event_routes
 from bitpress_service.routes.dependencies import Artifacts, JobReader, Jobs
 from bitpress_service.web.evidence import block_bars, block_cells, heat_tables, totals
-from bitpress_service.web.failures import advice
+from bitpress_service.web.linears import BlockReports, linear_plots
 from bitpress_service.web.login import SessionRoute
 from bitpress_service.web.rendering import render
 from bitpress_service.web.steering import ACTIONS
@@ -101,6 +102,7 @@ async def show(request: Request, job_id: str, caller: JobReader, jobs: Jobs, art
         request,
         "job.html",
         **await _live(jobs, job),
+        **await _linears(request, jobs, job if report is None else None),
         advice=advice(job.error.code) if job.error else "",
         log=_log_tail(events),
         last_event=events[-1].id if events else "0",
@@ -116,6 +118,13 @@ async def live(request: Request, job_id: str, caller: JobReader, jobs: Jobs) -> 
     """The part of a job's page that changes while it runs."""
     job = await jobs.get(job_id, caller.tenant)
     return render(request, "job_live.html", **await _live(jobs, job))
+
+
+@router.get("/{job_id}/linears")
+async def linears(request: Request, job_id: str, caller: JobReader, jobs: Jobs) -> Response:
+    """The part of a job's page that changes with every published block."""
+    job = await jobs.get(job_id, caller.tenant)
+    return render(request, "job_linears.html", job=job, **await _linears(request, jobs, job))
 
 
 @router.get("/{job_id}/report")
@@ -139,6 +148,16 @@ async def _live(jobs: JobStore, job: Job) -> dict[str, Any]:
         "blocks": block_cells(published, total),
         "bars": block_bars(published, total),
     }
+
+
+async def _linears(request: Request, jobs: JobStore, job: Job | None) -> dict[str, Any]:
+    """Figures of the linears that are published; none for a job that has a report, which tells more."""
+    reports: BlockReports = request.app.state.block_reports
+    try:
+        blocks = await reports.read((await jobs.blocks(job.id)).values()) if job else []
+    except StoreError as error:
+        return {"plots": (), "linears_problem": error.message}
+    return {"plots": linear_plots(blocks), "linears_problem": ""}
 
 
 def _log_tail(events: Sequence[Event]) -> list[LogEvent]:

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
+from bitpress.advice import advice
 from bitpress.errors import BitpressError, InvalidJob
 from bitpress.jobs import JobSpec, canonical_json, parse_spec
 from bitpress.methods import METHODS
@@ -14,7 +15,6 @@ from bitpress.plans import PlanReport, PlanRequest
 from bitpress_service.routes import jobs as job_routes
 from bitpress_service.routes import plans as plan_routes
 from bitpress_service.routes.dependencies import AllowedSources, Jobs, JobWriter, ServiceSettings
-from bitpress_service.web.failures import advice
 from bitpress_service.web.forms import job_form, read_job
 from bitpress_service.web.login import Form, SessionRoute, read_form
 from bitpress_service.web.rendering import render

@@ -33,6 +33,7 @@ function follow(page) {
     }, REFRESH_MS);
   };
   for (const type of ["progress", "block"]) source.addEventListener(type, refresh);
+  source.addEventListener("block", () => $("#linears") && htmx.trigger("#linears", "refresh"));
   source.addEventListener("log", (event) => addLine(JSON.parse(event.data)));
   source.addEventListener("state", (event) => {
     const { state } = JSON.parse(event.data);

@@ -1,0 +1,93 @@
+"""What is known of a job's linears while it runs: read from the evidence that lies beside every published block."""
+
+import asyncio
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from fastapi.concurrency import run_in_threadpool
+
+from bitpress.artifacts import BlockReport, LinearReport
+from bitpress.plots import Mark, columns
+from bitpress_service.artifactstore import ArtifactStore
+from bitpress_service.jobstore import BlockRecord
+from bitpress_service.web.evidence import by_place, mean
+from bitpress_service.web.rendering import number, percent
+
+KEPT = 4096  # blocks of evidence; a page asks for all of its job's again and again
+
+
+@dataclass(frozen=True)
+class LinearPlot:
+    """A figure of every linear, block after block. `svg` is markup of our own making."""
+
+    title: str
+    note: str
+    svg: str
+
+
+class BlockReports:
+    """Evidence of published blocks, which never changes: each is read from the artifact store once."""
+
+    def __init__(self, artifacts: ArtifactStore) -> None:
+        self._artifacts = artifacts
+        self._kept: OrderedDict[str, BlockReport] = OrderedDict()
+
+    async def read(self, records: Iterable[BlockRecord]) -> list[BlockReport]:
+        """In the order of the blocks. Raises StoreError."""
+        ordered = sorted(records, key=lambda record: record.index)
+        return list(await asyncio.gather(*(self._read(record) for record in ordered)))
+
+    async def _read(self, record: BlockRecord) -> BlockReport:
+        name = record.sidecar_sha256
+        if name not in self._kept:
+            evidence = json.loads(await run_in_threadpool(self._artifacts.get_bytes, record.sidecar_key))
+            self._kept[name] = BlockReport.model_validate(evidence["report"])
+            if len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        return self._kept[name]
+
+
+def linear_plots(blocks: Sequence[BlockReport]) -> tuple[LinearPlot, ...]:
+    """Relative error of every linear, and, where there are any, the share of outliers; experts of a place are one."""
+    if not blocks:
+        return ()
+    error = _plot(
+        blocks,
+        "Relative error of each linear",
+        "squared error of its outputs on the calibration tokens, by its squared outputs; of experts, the worst",
+        lambda linear: linear.relative_error,
+        max,
+        number,
+    )
+    if not any(linear.outlier_fraction for block in blocks for linear in block.linears):
+        return (error,)
+    outliers = _plot(
+        blocks,
+        "Outliers of each linear",
+        "share of its weights that are kept in 16 bits; of experts, the mean",
+        lambda linear: linear.outlier_fraction,
+        mean,
+        percent,
+    )
+    return error, outliers
+
+
+def _plot(
+    blocks: Sequence[BlockReport],
+    title: str,
+    note: str,
+    value_of: Callable[[LinearReport], float],
+    combine: Callable[[Sequence[float]], float],
+    write: Callable[[float], str],
+) -> LinearPlot:
+    marks = [
+        Mark(str(block.index), value, f"block {block.index}, {place}: {write(value)}")
+        for block in blocks
+        for place, value in by_place(block, value_of, combine).items()
+    ]
+    what = (
+        f"{title}, blocks {blocks[0].index} to {blocks[-1].index}, at most {write(max(mark.value for mark in marks))}"
+    )
+    return LinearPlot(title, note, columns(marks, "block", what))
