@@ -4,6 +4,8 @@ import asyncio
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +16,12 @@ from ray_jobs import RayJob, in_shard
 
 from bitpress.artifacts import Report
 from bitpress.errors import Conflict, InvalidJob, WorkerLost
-from bitpress.jobs import JobSpec, ModelSource, Progress
+from bitpress.jobs import JobSpec, JobState, ModelSource, Progress
 from bitpress.methods import RTNConfig
 from bitpress_service.jobstore import Capacity
+from bitpress_service.redis_jobstore import RedisJobStore
 from bitpress_workers.devices import DeviceWatch
+from bitpress_workers.dispatcher import Dispatcher
 from bitpress_workers.pipeline.shard import ShardConfig, ShardMethod
 from bitpress_workers.ray_fleet import RaySession
 
@@ -167,6 +171,45 @@ async def test_a_dispatcher_counts_the_devices_of_all_hosts(cluster: Cluster, no
         await asyncio.wait({looking})
     assert (watch.latest.kind, [node.devices for node in watch.latest.nodes]) == ("cpu", [1, 1, 1])
     assert watch.capacity == Capacity(cluster.address, 3)
+
+
+async def test_two_dispatchers_share_the_devices_and_nobody_counts_on_the_same(
+    cluster: Cluster, nodes: list[object], spec: JobSpec, redis_url: str, tmp_path: Path
+) -> None:
+    store, stop = RedisJobStore.from_url(redis_url), asyncio.Event()
+    storage = (tmp_path / "artifacts").as_uri()
+    dispatchers = [
+        Dispatcher(store, redis_url, storage, cluster.address, tmp_path / "logs", owner=owner)
+        for owner in ("one", "two")
+    ]
+    serving = [asyncio.create_task(dispatcher.run(stop)) for dispatcher in dispatchers]
+    jobs = [(await store.create("local", spec.model_copy(update={"devices": n})))[0] for n in (2, 2, 1)]
+    owners: set[str] = set()
+    reasons: set[str | None] = set()
+    try:
+        while not all(job.state.terminal for job in jobs):
+            holdings = await store.holdings()
+            assert sum(holding.devices for holding in holdings) <= 3
+            owners |= {holding.owner for holding in holdings}
+            jobs = [await store.get(job.id) for job in jobs]
+            reasons |= {job.status_detail for job in jobs}
+            await asyncio.sleep(0.1)
+    finally:
+        stop.set()
+        await asyncio.gather(*serving)
+    assert [(job.state, job.error) for job in jobs] == [(JobState.SUCCEEDED, None)] * 3
+    assert owners == {"one", "two"}
+    assert any(reason and reason.startswith("waiting for 2 devices: ") for reason in reasons)
+    hashes = [{block.index: block.sha256 for block in (await store.blocks(job.id)).values()} for job in jobs]
+    assert hashes[0] and hashes[0] == hashes[1] == hashes[2]
+    await store.aclose()
+
+
+def test_who_has_another_token_is_not_let_in(cluster: Cluster) -> None:
+    looking = [sys.executable, "-m", "bitpress_workers", "devices", "--ray-address", cluster.address]
+    stranger = os.environ | {"RAY_AUTH_TOKEN": "0" * 64}
+    done = subprocess.run(looking, env=stranger, capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and done.stdout == ""
 
 
 def test_a_host_with_another_version_is_refused(

@@ -3,6 +3,7 @@
 Each runs in a thread of this process; nanio's buckets are directories.
 """
 
+import asyncio
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
@@ -29,12 +30,14 @@ class Server:
     """A running S3 server. directory: where nanio's buckets lie.
 
     requests: what was asked, as "PUT /bucket/key?query". refused: a part of such a line; what has it is answered 403.
+    held: the same; what has it is not answered for as long.
     """
 
     address: str
     directory: Path | None = None
     requests: list[str] = field(default_factory=list)
     refused: str | None = None
+    held: str | None = None
 
     def environment(self, key: str = KEY, secret: str = SECRET) -> dict[str, str]:
         """How clients are told of the server."""
@@ -54,16 +57,18 @@ class Server:
 
 
 @contextmanager
-def nanio(directory: Path) -> Iterator[Server]:
-    """Serve `directory`."""
+def nanio(directory: Path, port: int = 0) -> Iterator[Server]:
+    """Serve `directory`; port 0 is any that is free."""
     app = build_app(Settings(data_dir=directory, credentials=StaticCredentialResolver({KEY: SECRET})))
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", port))
     served = Server(f"http://127.0.0.1:{listener.getsockname()[1]}", directory)
 
     async def watched(scope: MutableMapping[str, Any], receive: Callable[[], Awaitable[Any]], send: Send) -> None:
         if scope["type"] == "http":
             line = f"{scope['method']} {scope['path']}?{scope['query_string'].decode()}"
             served.requests.append(line)
+            while served.held is not None and served.held in line:
+                await asyncio.sleep(0.01)
             if served.refused is not None and served.refused in line:
                 while (await receive()).get("more_body"):
                     pass

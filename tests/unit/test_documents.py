@@ -86,3 +86,16 @@ def test_every_alert_has_an_entry_that_says_what_to_do() -> None:
 def test_the_sizing_table_is_that_of_the_results() -> None:
     results = json.loads((REPOSITORY / "benchmarks/results/sizing.json").read_text("utf-8"))
     assert sizing.BEGIN + sizing.table(results["sizes"]) + sizing.END in sizing.PAGE.read_text("utf-8")
+
+
+@pytest.mark.parametrize(("document", "heading"), [("SECURITY.md", "threat"), ("docs/failures.md", "what fails")])
+def test_every_row_names_tests_that_exist(document: str, heading: str) -> None:
+    table = (REPOSITORY / document).read_text("utf-8").split(f"| {heading} |")[1].split("\n\n")[0]
+    rows = [line for line in table.splitlines() if line.startswith("|")][1:]
+    assert len(rows) > 15
+    for row in rows:
+        named = re.findall(r"`(tests/[\w/.]+)::(\w+)`", row)
+        assert named, row
+        for path, test in named:
+            text = (REPOSITORY / path).read_text("utf-8")
+            assert re.search(rf"^(async )?def {test}\(", text, re.MULTILINE), f"{path}::{test}"
