@@ -20,12 +20,13 @@ from pydantic import TypeAdapter
 from bitpress.answers import job_of, json_of, path_of, plain, read
 from bitpress.artifacts import ArtifactFile, Manifest, Report
 from bitpress.cluster import Cluster
+from bitpress.config import find_service
 from bitpress.errors import Unavailable
 from bitpress.jobs import Event, Job, JobEdit, JobFilter, JobSpec, StateEvent
-from bitpress.keys import IssuedKey, KeyRecord, KeyRequest
+from bitpress.keys import Caller, IssuedKey, KeyRecord, KeyRequest
 from bitpress.plans import DevicesLike, PlanReport, PlanRequest
 from bitpress.pull import OnBytes, pull
-from bitpress.transport import Transport, find_service
+from bitpress.transport import Transport
 from bitpress.webhook_client import Webhooks
 
 PAGE_SIZE = 100
@@ -41,18 +42,20 @@ _REPORT = TypeAdapter(Report)
 _PLAN = TypeAdapter(PlanReport)
 _CLUSTER = TypeAdapter(Cluster)
 _ISSUED = TypeAdapter(IssuedKey)
+_CALLER = TypeAdapter(Caller)
 _KEYS = TypeAdapter(tuple[KeyRecord, ...])
 
 
 class Client:
     """A connection to one service; use it as a context manager or close it.
 
-    Without arguments it finds the service by BITPRESS_API_URL and BITPRESS_API_KEY, else the embedded
-    service of this machine, as `bitpress.transport.find_service` says.
+    Without arguments it finds the service by BITPRESS_API_URL and BITPRESS_API_KEY, a profile of the configuration
+    file, else the embedded service of this machine, as `bitpress.config` says.
     """
 
     def __init__(self, url: str | None = None, key: str | None = None) -> None:
-        self._transport = Transport(*find_service(url, key))
+        service = find_service(url, key)
+        self._transport = Transport(service.url, service.key)
         self.webhooks = Webhooks(self._transport)
 
     def __enter__(self) -> Self:
@@ -211,8 +214,7 @@ class Client:
 
     def cluster(self) -> Cluster:
         """What the service runs on, and what waits."""
-        data = json_of(self._transport.request("GET", "/v1/cluster"))
-        return read(_CLUSTER, {name: value for name, value in data.items() if name != "object"})
+        return read(_CLUSTER, _plain(self._transport.request("GET", "/v1/cluster")))
 
     def models(self) -> dict[str, Any]:
         """Where models and texts may lie, and the models that were found there."""
@@ -221,6 +223,10 @@ class Client:
     def methods(self) -> dict[str, Any]:
         """The methods this service offers."""
         return json_of(self._transport.request("GET", "/v1/methods"))
+
+    def whoami(self) -> Caller:
+        """The key that is used here: its tenant, what it may do, and how long it lives."""
+        return read(_CALLER, _plain(self._transport.request("GET", "/v1/whoami")))
 
     def create_key(self, request: KeyRequest) -> IssuedKey:
         """Make an API key; takes a key with the scope `admin`, as the embedded service's own has."""
@@ -233,3 +239,8 @@ class Client:
 
     def revoke_key(self, key_id: str) -> None:
         self._transport.request("DELETE", f"/v1/keys/{plain(key_id, 'key')}")
+
+
+def _plain(response: httpx2.Response) -> dict[str, Any]:
+    """What an answer holds beside its kind."""
+    return {name: value for name, value in json_of(response).items() if name != "object"}

@@ -2,6 +2,8 @@
 
 BitpressError
 ├── InvalidJob          invalid-job          422  the job cannot be run as it is written
+├── InvalidRequest      invalid-request      422  a key, a webhook, a change, a filter that cannot be
+├── ForbiddenAddress    forbidden-address    422  an address that the service does not call
 ├── Unauthorized        unauthorized         401  no key, or one that is not known
 ├── Forbidden           forbidden            403  the key lacks the scope
 ├── NotFound            not-found            404
@@ -20,6 +22,7 @@ BitpressError
 ├── Cancelled           cancelled                 the user asked the job to stop
 ├── WorkerLost          worker-lost               retryable: a device, a host or the driver died
 ├── StoreError          store-failure             retryable: an object could not be written or read
+├── ConfigError         bad-config                the client's configuration file cannot be used
 ├── GateFailed          gate-failed               the result is kept, but misses what the spec's gate asks for
 ├── EvaluationFailed    evaluation-failed         the result is kept, but a part of its evaluation failed
 └── ArtifactError       bad-artifact              an artifact that is incomplete or was changed
@@ -56,6 +59,16 @@ class BitpressError(Exception):
 
 class InvalidJob(BitpressError):
     code = "invalid-job"
+    status = 422
+
+
+class InvalidRequest(BitpressError):
+    code = "invalid-request"
+    status = 422
+
+
+class ForbiddenAddress(BitpressError):
+    code = "forbidden-address"
     status = 422
 
 
@@ -151,6 +164,10 @@ class StoreError(BitpressError):
     retryable = True
 
 
+class ConfigError(BitpressError):
+    code = "bad-config"
+
+
 class ArtifactError(BitpressError):
     code = "bad-artifact"
 
@@ -166,10 +183,10 @@ class EvaluationFailed(BitpressError):
 ERRORS: dict[str, type[BitpressError]] = {
     cls.code: cls
     for cls in (
-        BitpressError, InvalidJob, Unauthorized, Forbidden, NotFound, Conflict, PreconditionFailed, TooManyJobs,
-        TooManyRequests, TooManyStreams, Unavailable, SourceNotAllowed, UnsupportedModel, CheckpointError,
-        CalibrationError, NumericalError, OutOfMemory, Cancelled, WorkerLost, StoreError, ArtifactError, GateFailed,
-        EvaluationFailed,
+        BitpressError, InvalidJob, InvalidRequest, ForbiddenAddress, Unauthorized, Forbidden, NotFound, Conflict,
+        PreconditionFailed, TooManyJobs, TooManyRequests, TooManyStreams, Unavailable, SourceNotAllowed,
+        UnsupportedModel, CheckpointError, CalibrationError, NumericalError, OutOfMemory, Cancelled, WorkerLost,
+        StoreError, ConfigError, ArtifactError, GateFailed, EvaluationFailed,
     )
 }  # fmt: skip
 

@@ -252,6 +252,7 @@ class JobEdit(_Model):
 class JobFilter(_Model):
     """Which jobs to list: those of which all that is given is true."""
 
+    id: str | None = Field(None, max_length=64, pattern="^[A-Za-z0-9_]*$", description="what the id begins with")
     state: JobState | None = None
     method: str | None = Field(None, max_length=100, description="kind of the method")
     model: str | None = Field(None, max_length=4096, description="the model's uri")

@@ -49,3 +49,9 @@ class IssuedKey(KeyRecord):
     """A new key, which cannot be read again."""
 
     key: str
+
+
+class Caller(KeyRecord):
+    """The key that a request carries, and the version of the service that it was sent to."""
+
+    version: str

@@ -1,22 +1,26 @@
-"""Fetch an artifact: resumable, every file verified by its hash, the manifest last.
+"""Fetch an artifact: several files and pieces of files at once, every file verified by its hash, the manifest last.
 
-A file grows as `<name>.part` and gets its name only when its sha256 is the listed one. So a file with
-a name is whole, and a directory with a manifest.json is a whole artifact.
+A file has its name only when its sha256 is the listed one. So a file with a name is whole, and a directory with a
+manifest.json is a whole artifact. A pull that was killed goes on where it stopped.
 """
 
-import hashlib
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from bitpress.artifacts import MANIFEST, ArtifactFile, Manifest
-from bitpress.errors import ArtifactError, BitpressError, Unavailable
+from bitpress.errors import ArtifactError, Unavailable
+from bitpress.partial_file import PartialFile, Piece, is_right
 from bitpress.transport import RETRY_SECONDS, Transport
 
+CONNECTIONS = 8
+
 OnBytes = Callable[[ArtifactFile, int], None]
-"""Told again and again how many bytes of a file are here."""
+"""Told again and again how many bytes of a file are here, by one thread at a time."""
 
 
 def pull(
@@ -31,71 +35,95 @@ def pull(
     listed = {file.name: file for file in files}
     if MANIFEST not in listed:
         raise ArtifactError(f"incomplete: {MANIFEST} is not in the list of {len(files)} files")
-    if not _is_right(directory / MANIFEST, listed[MANIFEST]):
+    if not is_right(directory / MANIFEST, listed[MANIFEST]):
         (directory / MANIFEST).unlink(missing_ok=True)  # another artifact's, or a damaged one
-    for file in sorted(files, key=lambda file: file.name == MANIFEST):
-        target = directory / file.name
-        if not _is_right(target, file):
-            _fetch(transport, f"{base}/{file.name}", file, target, on_bytes)
-        on_bytes(file, file.bytes)
+    for group in ([file for file in files if file.name != MANIFEST], [listed[MANIFEST]]):
+        _Fetch(transport, base, directory, on_bytes).bring(group)
     return _read_manifest(directory / MANIFEST, listed)
 
 
-def _is_right(path: Path, file: ArtifactFile) -> bool:
-    return path.is_file() and path.stat().st_size == file.bytes and _sha256(path) == file.sha256
+class _Fetch:
+    """Files on their way into a directory."""
 
+    def __init__(self, transport: Transport, base: str, directory: Path, on_bytes: OnBytes) -> None:
+        self._transport = transport
+        self._base = base
+        self._directory = directory
+        self._on_bytes = on_bytes
+        self._telling = threading.Lock()
+        self._stop = threading.Event()
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as source:
-        return hashlib.file_digest(source, "sha256").hexdigest()
+    def bring(self, files: Sequence[ArtifactFile]) -> None:
+        """Return once all are there; the first failure ends the others."""
+        with ThreadPoolExecutor(CONNECTIONS, "pull") as pool:
+            try:
+                begun = list(pool.map(self._begin, files))
+                for done in as_completed(
+                    [pool.submit(self._bring_piece, part, piece) for part, pieces in begun for piece in pieces]
+                ):
+                    done.result()
+            except BaseException:  # Ctrl-C as well
+                self._stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
 
+    def _begin(self, file: ArtifactFile) -> tuple[PartialFile, list[Piece]]:
+        """The file with its missing pieces; none when it is there."""
+        target = self._directory / file.name
+        part = PartialFile(file, target)
+        if is_right(target, file):
+            self._tell(file, file.bytes)
+            return part, []
+        pieces = part.open()
+        self._tell(file, part.num_bytes)
+        if not pieces:
+            part.finish()
+        return part, pieces
 
-def _fetch(transport: Transport, path: str, file: ArtifactFile, target: Path, on_bytes: OnBytes) -> None:
-    part = target.with_name(target.name + ".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    _complete(transport, path, file, part, on_bytes)
-    if not _is_right(part, file):
-        found = _sha256(part)
-        part.unlink()
-        raise ArtifactError(f"{file.name}: expected sha256 {file.sha256}, found {found}; the file was removed")
-    part.replace(target)
+    def _bring_piece(self, part: PartialFile, piece: Piece) -> None:
+        """Go on after lost connections as long as each brings more."""
+        at, pauses = piece.start, iter(RETRY_SECONDS)
+        while at < piece.end:
+            before, failure = at, None
+            try:
+                for num_bytes in self._read(part, at, piece.end):
+                    at += num_bytes
+            except Unavailable as error:
+                failure = error
+            if self._stop.is_set():
+                return
+            if at > before:
+                pauses = iter(RETRY_SECONDS)
+            elif (pause := next(pauses, None)) is not None:
+                time.sleep(pause)
+            else:
+                raise failure or ArtifactError(f"{part.file.name}: expected {part.file.bytes} bytes, found {at}")
+        if part.complete(piece):
+            part.finish()
 
-
-def _complete(transport: Transport, path: str, file: ArtifactFile, part: Path, on_bytes: OnBytes) -> None:
-    """Let `part` grow to the listed size, going on after lost connections as long as each brings more."""
-    part.touch()
-    furthest, pauses = part.stat().st_size, iter(RETRY_SECONDS)
-    while part.stat().st_size < file.bytes:
-        failure: BitpressError
-        try:
-            _append(transport, path, file, part, on_bytes)
-            failure = ArtifactError(f"{file.name}: expected {file.bytes} bytes, found {part.stat().st_size}")
-        except Unavailable as error:
-            failure = error
-        if part.stat().st_size > furthest:
-            furthest, pauses = part.stat().st_size, iter(RETRY_SECONDS)
-        elif (pause := next(pauses, None)) is not None:
-            time.sleep(pause)
-        else:
-            raise failure
-
-
-def _append(transport: Transport, path: str, file: ArtifactFile, part: Path, on_bytes: OnBytes) -> None:
-    """Add what one response brings; a server that ignores Range sends the file from its start."""
-    size = part.stat().st_size
-    headers = {"Accept-Encoding": "identity", "Range": f"bytes={size}-"}
-    with transport.stream(path, headers, redirects=True) as response:
-        if response.status_code != 206:
-            size = 0
-        with part.open("r+b") as out:
-            out.truncate(size)
-            out.seek(size)
+    def _read(self, part: PartialFile, start: int, end: int) -> Iterator[int]:
+        """Write what one response brings of `start` to `end`; yields how many bytes each time."""
+        headers = {"Accept-Encoding": "identity", "Range": f"bytes={start}-{end - 1}"}
+        path = f"{self._base}/{part.file.name}"
+        with (
+            self._transport.stream(path, headers, redirects=True) as response,
+            part.path.open("r+b") as out,
+        ):
+            # A server that ignores Range sends the file from its start.
+            before = 0 if response.status_code == 206 else start
+            out.seek(start)
             for chunk in response.iter_raw():
-                out.write(chunk)
-                size += len(chunk)
-                on_bytes(file, size)
-                if size > file.bytes:
-                    return  # the hash will tell
+                wanted = chunk[before : before + end - out.tell()]
+                before = max(before - len(chunk), 0)
+                out.write(wanted)
+                self._tell(part.file, part.grow(len(wanted)))
+                yield len(wanted)
+                if out.tell() == end or self._stop.is_set():
+                    return
+
+    def _tell(self, file: ArtifactFile, num_bytes: int) -> None:
+        with self._telling:
+            self._on_bytes(file, num_bytes)
 
 
 def _read_manifest(path: Path, listed: dict[str, ArtifactFile]) -> Manifest:

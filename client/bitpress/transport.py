@@ -1,71 +1,43 @@
-"""HTTP with the service: which address, which key, and every failure as one of our errors.
+"""HTTP with the service: every failure is one of our errors.
 
 Every request of this API may be sent twice without harm: reads and steps in a job's life by nature, submit by
 its Idempotency-Key. So one rule holds for all: a lost connection or a busy gateway is tried again.
 """
 
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Self
 
 import httpx2
 
 from bitpress.errors import BitpressError, TooManyRequests, Unavailable, from_problem
 
-DEFAULT_URL = "http://127.0.0.1:8000"
 RETRY_SECONDS = (0.25, 1.0)
 LONGEST_PAUSE_SECONDS = 30.0  # however long the service would have us wait
 GATEWAY_STATUS = (502, 504)
 # Keep-alive comments arrive on an open event stream every 15 s; a minute of silence means a dead peer.
 TIMEOUT = httpx2.Timeout(60.0, connect=10.0)
+HURRIED = httpx2.Timeout(2.0)
 # A proxy named in the environment is for the world outside; this machine's own service is not behind it.
 UNPROXIED = ("localhost", "127.0.0.1", "[::1]")
 
 
-def state_directory() -> Path:
-    """Where the embedded service keeps its files: BITPRESS_STATE_DIR, else the XDG state directory."""
-    if chosen := os.environ.get("BITPRESS_STATE_DIR"):
-        return Path(chosen)
-    xdg = os.environ.get("XDG_STATE_HOME")
-    return (Path(xdg) if xdg else Path.home() / ".local" / "state") / "bitpress"
-
-
-def find_service(url: str | None = None, key: str | None = None) -> tuple[str, str | None]:
-    """The service's address and bearer key: argument, else environment, else the embedded service's files.
-
-    The embedded service's key is offered to the embedded service alone: with another address
-    and no key of its own, requests go out without one.
-    """
-    directory = state_directory()
-    embedded_url = _read(directory / "url") or DEFAULT_URL
-    url = (url or os.environ.get("BITPRESS_API_URL") or embedded_url).rstrip("/")
-    key = key or os.environ.get("BITPRESS_API_KEY")
-    if key is None and url in (embedded_url.rstrip("/"), DEFAULT_URL):
-        key = _read(directory / "api-key")
-    return url, key
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text("utf-8").strip() or None
-    except FileNotFoundError:
-        return None
-
-
 class Transport:
-    """A connection pool to one service. `url` has no trailing slash; `key` may be absent."""
+    """A connection pool to one service. `url` has no trailing slash; `key` may be absent.
 
-    def __init__(self, url: str, key: str | None) -> None:
+    hurry: what does not come at once is not waited for, nor asked for again.
+    """
+
+    def __init__(self, url: str, key: str | None, *, hurry: bool = False) -> None:
         if not url.startswith(("http://", "https://")):
             raise Unavailable(f"expected an address that begins with http:// or https://, found {url!r}")
         self.url = url
+        self._hurry = hurry
         self._http = httpx2.Client(
             base_url=url,
             headers={"Authorization": f"Bearer {key}"} if key else None,
-            timeout=TIMEOUT,
+            timeout=HURRIED if hurry else TIMEOUT,
             mounts={f"all://{host}": None for host in UNPROXIED},
         )
 
@@ -91,7 +63,7 @@ class Transport:
 
         Raises Unavailable when the service cannot be reached after the retries, else the error the service answered.
         """
-        for pause in (*RETRY_SECONDS, None):
+        for pause in (None,) if self._hurry else (*RETRY_SECONDS, None):
             try:
                 with self._our_errors():
                     response = self._http.request(method, path, json=json, params=params, headers=headers)

@@ -20,7 +20,7 @@ class Webhooks:
         self._transport = transport
 
     def add(self, url: str, events: Sequence[EventType] | None = None) -> WebhookSecret:
-        """Register a receiver. The secret in the answer is not shown again. Raises InvalidJob for a bad address."""
+        """Register a receiver. The secret in the answer is not shown again. Raises InvalidRequest, ForbiddenAddress."""
         body: dict[str, Any] = {"url": url} | ({"events": list(events)} if events else {})
         return WebhookSecret.model_validate(self._call("POST", _PATH, body))
 

@@ -2,23 +2,29 @@
 
 Without BITPRESS_REDIS_URL it starts, or finds, the embedded Redis server of its state directory and
 leaves it running; `bitpress up` is what stops it.
+
+`python -m bitpress_service doctor` prints what is wrong on this machine, `... import` takes jobs in again whose
+artifacts lie in the storage, both as JSON; `bitpress doctor` shows it to people.
 """
 
 import asyncio
 import ipaddress
+import json
 import sys
+from dataclasses import asdict
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
 from bitpress.errors import BitpressError, Unavailable
-from bitpress_service import embedded_redis, logs, tracing
+from bitpress_service import doctor, embedded_redis, logs, tracing
 from bitpress_service.app import create_app
 from bitpress_service.artifactstore import ArtifactStore
 from bitpress_service.keys import Keys
 from bitpress_service.metrics import StoreMetrics
 from bitpress_service.outbound import PinnedTransport
+from bitpress_service.recovery import Finding, Recovery
 from bitpress_service.redis_client import connect
 from bitpress_service.redis_jobstore import RedisJobStore
 from bitpress_service.settings import Settings
@@ -93,12 +99,33 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+async def take_in(settings: Settings) -> list[Finding]:
+    """Take jobs in again. Raises Unavailable when no Redis runs, StoreError when the storage cannot be listed."""
+    url = settings.redis_url or embedded_redis.find(settings.redis_dir)
+    if url is None:
+        raise Unavailable(f"no Redis server runs in {settings.redis_dir}: start the service first")
+    client = connect(url)
+    try:
+        return [each async for each in Recovery(client).take_in(ArtifactStore.from_url(settings.artifacts_url))]
+    finally:
+        await client.aclose()
+
+
 def main() -> int:
     try:
         settings = Settings()
         logs.configure(settings.log_format)
-        tracing.configure("api")
-        asyncio.run(serve(settings))
+        match sys.argv[1:]:
+            case []:
+                tracing.configure("api")
+                asyncio.run(serve(settings))
+            case ["doctor"]:
+                print(json.dumps([check.model_dump() for check in asyncio.run(doctor.examine(settings))]))
+            case ["import"]:
+                print(json.dumps([asdict(finding) for finding in asyncio.run(take_in(settings))]))
+            case unknown:
+                print(f"bitpress: no command {' '.join(unknown)!r}; there are doctor and import", file=sys.stderr)
+                return 2
     except BitpressError as error:
         print(f"bitpress: {error.message}", file=sys.stderr)
         return 1

@@ -4,14 +4,16 @@ Objects are written once and never changed. A write becomes visible whole or not
 as part of an artifact is said by the job store alone, so an object nobody recorded does no harm.
 """
 
+import hashlib
 import os
+import re
 import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from urllib.parse import unquote
 
 import obstore
@@ -31,6 +33,14 @@ PART_BYTES = 64 * 2**20
 _STALE_SECONDS = 24 * 3600
 
 
+class Object(NamedTuple):
+    """An object as it is listed."""
+
+    key: str
+    bytes: int
+    written_at: datetime
+
+
 def job_prefix(tenant: str, job_id: str) -> str:
     """What the keys of all files of a job begin with."""
     return f"t/{tenant}/jobs/{job_id}/"
@@ -39,6 +49,21 @@ def job_prefix(tenant: str, job_id: str) -> str:
 def job_key(tenant: str, job_id: str, fence: int, name: str) -> str:
     """Key of a file that one attempt of a job writes. Attempts never share a key, so none can disturb another."""
     return f"{job_prefix(tenant, job_id)}a{fence}/{name}"
+
+
+class Place(NamedTuple):
+    """What a key of `job_key` was made of."""
+
+    tenant: str
+    job_id: str
+    fence: int
+    name: str
+
+
+def place_of(key: str) -> Place | None:
+    """None for a key that belongs to no job."""
+    match = re.fullmatch(r"t/([a-z0-9_-]+)/jobs/(job_[0-9A-Z]{26})/a([0-9]+)/(.+)", key)
+    return Place(match[1], match[2], int(match[3]), match[4]) if match else None
 
 
 class ArtifactStore:
@@ -94,6 +119,20 @@ class ArtifactStore:
             result = await obstore.get_async(self._store, key, options={"range": (start, end)})
             async for chunk in result.stream(min_chunk_size=STREAM_BYTES):
                 yield bytes(chunk)
+
+    def objects(self, prefix: str) -> Iterator[Object]:
+        """Every object whose key begins with a prefix that ends with a slash."""
+        with _reporting("cannot list", prefix):
+            for found in obstore.list(self._store, prefix):
+                yield from (Object(each["path"], each["size"], each["last_modified"]) for each in found)
+
+    def sha256(self, key: str) -> str:
+        """Of an object's bytes, read in chunks."""
+        digest = hashlib.sha256()
+        with _reporting("cannot read", key):
+            for chunk in obstore.get(self._store, key).stream(min_chunk_size=STREAM_BYTES):
+                digest.update(bytes(chunk))
+        return digest.hexdigest()
 
     def presign(self, key: str, seconds: int) -> str | None:
         """A URL that anyone may read the object from for so long; None for a directory, which has none."""

@@ -58,7 +58,15 @@ def start(data_dir: Path) -> str:
         return _answers(socket)
 
     _wait(ready, _START_SECONDS, f"the Redis server in {data_dir} did not answer; see {data_dir / 'redis.log'}")
-    return f"unix://{quote(str(socket))}"
+    return _url(socket)
+
+
+def find(data_dir: Path) -> str | None:
+    """URL of the server that runs on `data_dir`; None when there is none, for nothing is started."""
+    data_dir = data_dir.absolute()
+    if not data_dir.is_dir() or _is_free(data_dir):
+        return None
+    return _url(_socket_path(data_dir))
 
 
 def stop(data_dir: Path) -> None:
@@ -115,6 +123,10 @@ def _socket_path(data_dir: Path) -> Path:
         return path
     name = hashlib.sha256(os.fsencode(data_dir.resolve())).hexdigest()[:16]
     return _private_directory(Path(tempfile.gettempdir()) / f"bitpress-{os.getuid()}") / f"{name}.sock"
+
+
+def _url(socket: Path) -> str:
+    return f"unix://{quote(str(socket))}"
 
 
 def _private_directory(path: Path) -> Path:

@@ -86,6 +86,14 @@ class Keys(Scripts):
         records = [await self._found(digest) for digest in digests]
         return sorted(filter(None, records), key=lambda record: (record.created_at, record.id))
 
+    async def get(self, key_id: str) -> KeyRecord:
+        """Raises NotFound."""
+        with reporting_unavailable():
+            digest: Any = await self._client.hget(_ALL, key_id)
+        if digest is None or (record := await self._found(digest)) is None:
+            raise NotFound(f"no key {key_id!r}")
+        return record
+
     async def revoke(self, key_id: str) -> None:
         """From here on the key is not known. Raises NotFound."""
         if await self._run("revoke_key", key_id) == "missing":

@@ -12,19 +12,12 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import httpx2
 
-from bitpress.errors import BitpressError
+from bitpress.errors import ForbiddenAddress
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-
-
-class ForbiddenAddress(BitpressError):
-    """The address is not one that the service calls."""
-
-    code = "forbidden-address"
-    status = 422
 
 
 async def resolve(host: str, port: int) -> Sequence[str]:

@@ -1,7 +1,7 @@
 """Every error of the API as a problem document (RFC 9457), from the one table in `bitpress.errors`.
 
-Members beside the standard ones: `code` (stable), `request_id`, and `errors` with a JSON pointer
-and a message for each field to blame.
+Members beside the standard ones: `code` (stable), `advice` (what to do next), `request_id`, and `errors` with a JSON
+pointer and a message for each field to blame.
 """
 
 import logging
@@ -16,23 +16,33 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from bitpress.errors import BitpressError, InvalidJob, StoreError, Unavailable
+from bitpress.advice import advice
+from bitpress.errors import BitpressError, InvalidJob, InvalidRequest, StoreError, Unavailable
 from bitpress.jobs import pointer
 
 MEDIA_TYPE = "application/problem+json"
 
 _log = logging.getLogger(__name__)
 
-_TAKE_JOBS = ("/v1/jobs", "/v1/plans")
+_JOB_SPEC = "the job spec"
+
+# What the body of a request is called, by its method and route.
+_BODIES = {
+    "POST /v1/jobs": _JOB_SPEC,
+    "POST /v1/plans": _JOB_SPEC,
+    "POST /v1/keys": "the key",
+    "POST /v1/webhooks": "the webhook",
+    "PATCH /v1/jobs/{job_id}": "the change",
+}
 
 # What the web framework itself refuses; all else has a class in bitpress.errors.
-_HTTP_CODES = {
+HTTP_CODES = {
     400: "bad-request",
     404: "not-found",
     405: "method-not-allowed",
     413: "body-too-large",
     416: "range-not-satisfiable",
-    422: "invalid-request",
+    422: InvalidRequest.code,
 }
 
 
@@ -45,6 +55,7 @@ class Problem(BaseModel):
     detail: str
     instance: str
     code: str
+    advice: str
     request_id: str
     errors: list[dict[str, str]]
 
@@ -77,15 +88,19 @@ async def _bitpress_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
-    """A bad job spec is called that; anything else is a bad request."""
+    """What is wrong is called by its name; a bad job spec has a code of its own."""
     assert isinstance(error, RequestValidationError)
     details = [_detail(e) for e in error.errors()]
     summary = "; ".join(f"{path or '/'}: {text}" for path, text in details)
-    is_job = request.method == "POST" and request.url.path in _TAKE_JOBS
-    if is_job and any(e["loc"][0] == "body" for e in error.errors()):
-        message = f"the job spec is not valid: {summary}"
-        return _answer(request, InvalidJob.status, InvalidJob.code, message, details)
-    return _answer(request, 422, _HTTP_CODES[422], summary, details)
+    in_body = any(e["loc"][0] == "body" for e in error.errors())
+    what = _BODIES.get(_operation(request), "the body") if in_body else "the request"
+    code = InvalidJob.code if what == _JOB_SPEC else InvalidRequest.code
+    return _answer(request, 422, code, f"{what} is not valid: {summary}", details)
+
+
+def _operation(request: Request) -> str:
+    route = request.scope.get("route")
+    return f"{request.method} {route.path_format if route else request.url.path}"
 
 
 def _detail(error: Mapping[str, Any]) -> tuple[str, str]:
@@ -97,7 +112,7 @@ def _detail(error: Mapping[str, Any]) -> tuple[str, str]:
 
 async def _http_exception(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    code = _HTTP_CODES.get(error.status_code, "http-error")
+    code = HTTP_CODES.get(error.status_code, "http-error")
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers |= _allow(request)
@@ -136,6 +151,7 @@ def _answer(
         detail=detail,
         instance=request.url.path,
         code=code,
+        advice=advice(code),
         request_id=request_id,
         errors=[{"pointer": path, "detail": text} for path, text in errors],
     )

@@ -46,6 +46,14 @@ def new_id() -> str:
     return "job_" + "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
 
 
+def created_at(job_id: str) -> int:
+    """Milliseconds since 1970 of the moment in an id. Raises ValueError for what `new_id` does not make."""
+    number = 0
+    for digit in job_id.removeprefix("job_"):
+        number = number << 5 | _CROCKFORD.index(digit)
+    return (number >> 64) // 1_000_000
+
+
 def job_of(fields: Mapping[str, str]) -> Job:
     return Job(
         id=fields["id"],

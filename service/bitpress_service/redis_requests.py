@@ -69,7 +69,7 @@ class RedisRequests(Scripts):
         labels = (label_text(*label.split("=", 1)) for label in where.label)
         behind, rows = await self._run(
             "list", tenant, where.state or "", _id_in(cursor), limit, where.method or "", where.model or "",
-            (where.name or "").casefold(), created_after, *labels,
+            (where.name or "").casefold(), created_after, where.id or "", *labels,
         )  # fmt: skip
         return JobPage(data=tuple(job_of(pairs(row)) for row in rows), next_cursor=_cursor(behind))
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import httpx2
 
-from bitpress.errors import Unavailable
+from bitpress.errors import ForbiddenAddress, Unavailable
 from bitpress.webhooks import Delivery, sign
-from bitpress_service.outbound import ForbiddenAddress
 from bitpress_service.webhooks import Claimed, Webhooks
 
 TRY_SECONDS = 5.0

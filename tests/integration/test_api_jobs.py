@@ -10,9 +10,10 @@ import pytest
 from running_api import Api, serving
 from service_helpers import LEASE, block_record, job_spec
 
-from bitpress.errors import InvalidJob, from_problem
+from bitpress.advice import ADVICE
+from bitpress.errors import ERRORS, InvalidJob, from_problem
 from bitpress.jobs import Job, JobState, parse_spec
-from bitpress_service import embedded_redis
+from bitpress_service import embedded_redis, problems
 from bitpress_service.settings import Settings
 
 SPEC = job_spec().model_dump(mode="json")
@@ -22,7 +23,7 @@ def problem(response: httpx2.Response, status: int, code: str) -> dict[str, Any]
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     body: dict[str, Any] = response.json()
-    assert set(body) == {"type", "title", "status", "detail", "instance", "code", "request_id", "errors"}
+    assert set(body) == {"type", "title", "status", "detail", "instance", "code", "advice", "request_id", "errors"}
     assert (body["status"], body["code"], body["type"]) == (status, code, f"/problems/{code}")
     assert body["request_id"] == response.headers["x-request-id"]
     assert body["detail"]
@@ -217,6 +218,14 @@ async def test_the_openapi_document_names_every_path(api: Api) -> None:
     }  # fmt: skip
     answers = document["paths"]["/v1/jobs"]["post"]["responses"]
     assert set(answers) == {"202", "default"} and "application/problem+json" in answers["default"]["content"]
+
+
+async def test_every_kind_of_problem_says_what_to_do(api: Api) -> None:
+    assert set(ERRORS) | set(problems.HTTP_CODES.values()) | {"http-error"} == set(ADVICE)
+    for code, advice in ADVICE.items():
+        answer = await api.client.get(f"/problems/{code}", headers={"Authorization": ""})
+        assert answer.json() == {"code": code, "advice": advice} and advice.endswith(".")
+    problem(await api.client.get("/problems/none"), 404, "not-found")
 
 
 async def test_without_redis_the_api_says_what_is_down_and_recovers(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from bitpress_service.settings import Settings
 SPEC = job_spec().model_dump(mode="json")
 # What a request needs beside its path, by operation; everything else of the document is asked as it stands.
 BODIES = {"patch": {"name": "mine now"}, "post": {}}
-PUBLIC = {"/livez", "/readyz", "/metrics", "/v1/methods", "/v1/methods/{kind}"}
+PUBLIC = {"/problems/{code}", "/livez", "/readyz", "/metrics", "/v1/methods", "/v1/methods/{kind}"}
 
 
 async def operator(api: Api) -> dict[str, str]:

@@ -12,6 +12,7 @@ from running_api import Api
 from service_helpers import job_spec
 from webhook_receiver import Receiver, receiving
 
+from bitpress.advice import ADVICE
 from bitpress.client import Client
 from bitpress.webhooks import verify
 
@@ -53,7 +54,12 @@ async def test_a_webhook_from_its_creation_to_its_end(api: Api) -> None:
 )  # fmt: skip
 async def test_a_webhook_that_cannot_be_is_refused(api: Api, body: dict[str, object]) -> None:
     answer = await api.client.post("/v1/webhooks", json=body)
-    assert answer.status_code == 422 and answer.json()["detail"]
+    problem = answer.json()
+    assert (answer.status_code, problem["advice"]) == (422, ADVICE[problem["code"]])
+    if problem["code"] == "invalid-request":
+        assert problem["detail"].startswith("the webhook is not valid: /")
+    else:
+        assert (problem["code"], body) == ("forbidden-address", {"url": "http://hooks.example"})
 
 
 @pytest.fixture

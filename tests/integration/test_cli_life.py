@@ -93,3 +93,56 @@ def test_a_retried_jobs_events_do_not_stop_at_its_first_end(service: ApiProcess,
     worker.fail(claim, "bad-calibration", "still too short")
     states = [event.state.value for event in client.events(job.id) if event.type == "state"]
     assert states == ["queued", "running", "failed", "queued", "running", "failed"]
+
+
+def test_an_id_may_be_cut_short_until_it_fits_several(client: Client) -> None:
+    first, second = (client.submit(parse_spec(SPEC)) for _ in range(2))
+    unique = next(n for n in range(5, 31) if first.id[:n] != second.id[:n])
+    shown = bitpress("get", first.id[:unique], "--json")
+    assert json.loads(shown.stdout)["id"] == first.id
+    assert json.loads(bitpress("get", first.id[4:unique].lower(), "--json").stdout)["id"] == first.id
+    several = bitpress("cancel", first.id[: unique - 1])
+    assert several.returncode == 5 and several.stdout == ""
+    assert first.id in several.stderr and second.id in several.stderr and "write more of it" in several.stderr
+    assert client.get(first.id).state is JobState.QUEUED
+    none = bitpress("get", "job_ZZZZ")
+    assert none.returncode == 3 and "begins with job_ZZZZ" in none.stderr
+    assert bitpress("get", "job_*").returncode == 3
+    assert bitpress("pause", second.id[:unique]).returncode == 0
+    assert client.get(second.id).state is JobState.PAUSED
+
+
+def test_ids_are_read_from_stdin(client: Client) -> None:
+    jobs = [client.submit(parse_spec(SPEC)) for _ in range(3)]
+    for job in jobs:
+        client.cancel(job.id)
+    ids = "\n".join(job.id for job in jobs)
+    watched = bitpress("watch", "-", stdin=ids)
+    assert watched.returncode == 8
+    assert bitpress("rm", "-", stdin=ids).returncode == 2, "nobody can be asked"
+    removed = bitpress("rm", "-", "--yes", "--json", stdin=ids)
+    assert json.loads(removed.stdout) == {"removed": [job.id for job in jobs]}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_ids_of_jobs(client: Client, shell: str) -> None:
+    job = client.submit(parse_spec(SPEC | {"name": "the night's job"}))
+
+    def completed(begin: str, **environment: str) -> str:
+        words = f"bitpress get {begin}"
+        asked = {
+            "_BITPRESS_COMPLETE": f"complete_{shell}", "COMP_WORDS": words, "COMP_CWORD": "2",
+            "_TYPER_COMPLETE_ARGS": words, "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        }  # fmt: skip
+        return bitpress(**(asked | environment)).stdout
+
+    assert job.id in completed(job.id[:20]) and job.id in completed("job_")
+    assert ("the night's job" in completed("job_").replace("''", "'")) is (shell != "bash")
+    assert job.id not in completed("job_ZZZ")
+    assert completed("job_", BITPRESS_API_URL="http://127.0.0.1:9").strip() in ("", "_arguments '*: :(('))", "_files")
+
+
+def test_a_script_for_the_shell_is_there(tmp_path: Path) -> None:
+    for shell in ("bash", "zsh", "fish"):
+        shown = bitpress("--show-completion", shell, _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
+        assert shown.returncode == 0 and "_BITPRESS_COMPLETE=complete_" + shell in shown.stdout

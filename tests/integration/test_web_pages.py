@@ -9,11 +9,11 @@ from sample_report import NASTY, sample_report
 from service_helpers import LEASE, block_record, failure, job_spec
 from web_session import csrf_of, logged_in
 
+from bitpress.advice import ADVICE
 from bitpress.artifacts import MANIFEST, REPORT, ArtifactFile, Manifest, Report
 from bitpress.errors import ERRORS
 from bitpress.jobs import Job, JobSpec, JobState, Progress, parse_spec
 from bitpress_service.artifactstore import job_key
-from bitpress_service.web.failures import ADVICE
 from bitpress_service.web.steering import ACTIONS
 
 

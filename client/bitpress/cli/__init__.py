@@ -3,13 +3,26 @@
 import sys
 from typing import NoReturn
 
-from bitpress.cli import jobs, keys, life, local, plan, results, service, watch, webhooks
+from bitpress.cli import account, doctor, jobs, keys, life, local, plan, results, service, watch, webhooks
 from bitpress.cli.app import app
 from bitpress.cli.exits import exit_code
 from bitpress.cli.output import print_error
 from bitpress.errors import BitpressError
 
-__all__ = ["jobs", "keys", "life", "local", "main", "plan", "results", "service", "watch", "webhooks"]
+__all__ = [
+    "account",
+    "doctor",
+    "jobs",
+    "keys",
+    "life",
+    "local",
+    "main",
+    "plan",
+    "results",
+    "service",
+    "watch",
+    "webhooks",
+]
 
 
 def main() -> NoReturn:

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from bitpress.errors import (
     BitpressError,
     Cancelled,
+    ConfigError,
     Conflict,
     Forbidden,
+    ForbiddenAddress,
     GateFailed,
     InvalidJob,
+    InvalidRequest,
     NotFound,
     PreconditionFailed,
     SourceNotAllowed,
@@ -30,7 +33,7 @@ DETACHED = 130
 MEANINGS = {
     0: "it worked",
     FAILED: "the job failed, or something on this machine did",
-    USAGE: "the command line is wrong, or a part of Bitpress is not installed",
+    USAGE: "the command line or the configuration is wrong, or a part of Bitpress is not installed",
     3: "no such job, report or artifact",
     4: "no key, or one that may not do this",
     5: "the service refused the job or the change",
@@ -42,10 +45,13 @@ MEANINGS = {
 }
 
 BY_ERROR: dict[type[BitpressError], int] = {
+    ConfigError: USAGE,
     NotFound: 3,
     Unauthorized: 4,
     Forbidden: 4,
     InvalidJob: 5,
+    InvalidRequest: 5,
+    ForbiddenAddress: 5,
     Conflict: 5,
     PreconditionFailed: 5,
     SourceNotAllowed: 5,

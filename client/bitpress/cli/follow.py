@@ -4,9 +4,11 @@ import time
 from collections.abc import Iterator, Sequence
 from queue import Empty, Queue
 from threading import Thread
+from typing import NoReturn
 
 import typer
 
+from bitpress.advice import advice
 from bitpress.cli.exits import DETACHED, outcome
 from bitpress.cli.output import print_json, say
 from bitpress.client import Client
@@ -39,19 +41,20 @@ def show_until_ended(
                     states[job_id] = event.state
                 bars.update(job_id, progress[job_id], states[job_id])
     except KeyboardInterrupt:
-        detach(job_ids, "watch")
+        detach(" ".join(("watch", *job_ids)))
 
 
 def end_with_outcome(jobs: Sequence[Job]) -> None:
     """Leave with the exit code of jobs that have ended, and say why those failed that did."""
     for job in jobs:
         if job.error:
-            say(f"{job.id}: error [{job.error.code}]: {job.error.message}")
+            say(f"{job.id}: error [{job.error.code}]: {job.error.message}\nnext: {advice(job.error.code)}")
     raise typer.Exit(outcome(jobs))
 
 
-def detach(job_ids: Sequence[str], command: str) -> None:
-    say(f"detached; the work goes on. Follow it again: bitpress {command} {' '.join(job_ids)}")
+def detach(command: str, what: str = "detached; the work goes on. Follow it again") -> NoReturn:
+    """Leave because of Ctrl-C, with the command that goes on."""
+    say(f"{what}: bitpress {command}")
     raise typer.Exit(DETACHED)
 
 

@@ -9,6 +9,7 @@ import typer
 
 from bitpress.cli.app import JOBS, JobId, Json, app
 from bitpress.cli.follow import end_with_outcome, show_until_ended
+from bitpress.cli.ids import whole_id
 from bitpress.cli.output import plain_table, print_json, print_table, say
 from bitpress.client import Client
 from bitpress.errors import InvalidJob
@@ -115,7 +116,7 @@ def list_jobs(
 def get(job_id: JobId, as_json: Json = False) -> None:
     """Show one job."""
     with Client() as client:
-        print_job(client.get(job_id), as_json)
+        print_job(client.get(whole_id(client, job_id)), as_json)
 
 
 def print_job(job: Job, as_json: bool) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from bitpress.cli.app import JOBS, JobId, JobIds, Json, app
+from bitpress.cli.ids import whole_id, whole_ids
 from bitpress.cli.jobs import print_job
 from bitpress.cli.output import print_json, say
 from bitpress.client import Client
@@ -16,21 +17,21 @@ from bitpress.jobs import JobEdit, validated
 def cancel(job_id: JobId, as_json: Json = False) -> None:
     """Ask a job to stop; one that has ended stays as it is."""
     with Client() as client:
-        print_job(client.cancel(job_id), as_json)
+        print_job(client.cancel(whole_id(client, job_id)), as_json)
 
 
 @app.command(rich_help_panel=JOBS)
 def pause(job_id: JobId, as_json: Json = False) -> None:
     """Ask a job to give its devices back and wait; its published blocks are kept."""
     with Client() as client:
-        print_job(client.pause(job_id), as_json)
+        print_job(client.pause(whole_id(client, job_id)), as_json)
 
 
 @app.command(rich_help_panel=JOBS)
 def resume(job_id: JobId, as_json: Json = False) -> None:
     """Queue a paused job again; it goes on behind its last published block."""
     with Client() as client:
-        print_job(client.resume(job_id), as_json)
+        print_job(client.resume(whole_id(client, job_id)), as_json)
 
 
 @app.command(rich_help_panel=JOBS)
@@ -41,7 +42,7 @@ def retry(
 ) -> None:
     """Queue a job that failed or was cancelled again; it goes on behind its last published block."""
     with Client() as client:
-        print_job(client.retry(job_id, fresh), as_json)
+        print_job(client.retry(whole_id(client, job_id), fresh), as_json)
 
 
 @app.command(rich_help_panel=JOBS)
@@ -59,7 +60,7 @@ def edit(
     if any("=" not in label for label in labels or ()):
         raise typer.BadParameter("expected --label KEY=VALUE")
     with Client() as client:
-        job = client.get(job_id)
+        job = client.get(whole_id(client, job_id))
         wanted: dict[str, object] = {}
         if name is not None:
             wanted["name"] = name or None
@@ -67,7 +68,7 @@ def edit(
             wanted["labels"] = {key: value for key, value in (job.spec.labels | dict(pairs)).items() if value}
         if priority is not None:
             wanted["priority"] = priority
-        print_job(client.edit(job_id, validated(JobEdit, wanted, "the change")), as_json)
+        print_job(client.edit(job.id, validated(JobEdit, wanted, "the change")), as_json)
 
 
 @app.command(rich_help_panel=JOBS)
@@ -79,10 +80,11 @@ def rm(
     """Remove jobs that have ended, with their artifacts and reports."""
     if not yes and not sys.stdin.isatty():
         raise typer.BadParameter("expected --yes where nobody can be asked")
-    if not yes and not typer.confirm(f"Remove {len(job_ids)} job(s) and all that they made?", err=True):
-        raise typer.Exit(1)
     with Client() as client:
-        for job_id in dict.fromkeys(job_ids):
+        job_ids = whole_ids(client, job_ids)
+        if not yes and not typer.confirm(f"Remove {len(job_ids)} job(s) and all that they made?", err=True):
+            raise typer.Exit(1)
+        for job_id in job_ids:
             client.delete(job_id)
             say(f"removed {job_id}")
     if as_json:

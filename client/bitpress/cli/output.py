@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bitpress.advice import ADVICE
 from bitpress.errors import BitpressError
 
 PIPE_COLUMNS = 200  # a table in a pipe is not cut to the 80 columns rich assumes there
@@ -38,11 +39,13 @@ def say(message: str) -> None:
 
 
 def print_error(error: BitpressError | OSError) -> None:
-    """`error [code]: message`, then one line for each field to blame."""
+    """`error [code]: message`, then one line for each field to blame, then what to do next."""
     code = error.code if isinstance(error, BitpressError) else "timeout" if isinstance(error, TimeoutError) else "io"
     say(f"error [{code}]: {error}")
     for path, text in getattr(error, "details", ()):
         say(f"  {path or '/'}: {text}")
+    if code in ADVICE:
+        say(f"next: {ADVICE[code]}")
 
 
 def size(num_bytes: int) -> str:

@@ -10,12 +10,14 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from bitpress.artifacts import ArtifactFile, Report
 from bitpress.cli.app import RESULTS, JobId, JobIds, Json, app
+from bitpress.cli.follow import detach
+from bitpress.cli.ids import whole_id, whole_ids
 from bitpress.cli.output import plain_table, print_json, print_table, say, size
 from bitpress.client import Client
 from bitpress.comparison import compare, differences, require_same_evaluation, to_csv
+from bitpress.config import find_service
 from bitpress.methods import MethodConfig, PTQ161Config
 from bitpress.progress import duration
-from bitpress.transport import find_service
 
 
 @app.command(rich_help_panel=RESULTS)
@@ -31,6 +33,7 @@ def report(
     if (markdown or html) and (as_json or len(job_ids) > 1 or (markdown and html)):
         raise typer.BadParameter("--markdown and --html are for the report of one job, without --json")
     with Client() as client:
+        job_ids = whole_ids(client, job_ids)
         if html:
             html.write_text(client.report_html(job_ids[0]), encoding="utf-8")
             say(f"{html}: open it in a browser; it needs nothing else")
@@ -59,7 +62,7 @@ def compare_jobs(
 ) -> None:
     """Put jobs side by side by the bits they store; refused when they were not evaluated alike."""
     with Client() as client:
-        reports = {job_id: client.report(job_id) for job_id in job_ids}
+        reports = {job_id: client.report(job_id) for job_id in whole_ids(client, job_ids)}
     if anyway:
         for difference in differences(reports):
             say(f"not alike: {difference}")
@@ -125,13 +128,17 @@ def pull(
     columns = (BarColumn(), DownloadColumn(), TextColumn("{task.description}", markup=False))
     here: dict[str, int] = {}
     with Client() as client, Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        job_id = whole_id(client, job_id)
         bar = bars.add_task("", total=sum(file.bytes for file in client.artifacts(job_id)))
 
         def show(file: ArtifactFile, num_bytes: int) -> None:
             here[file.name] = num_bytes
             bars.update(bar, completed=sum(here.values()), description=file.name)
 
-        manifest = client.pull(job_id, out, show)
+        try:
+            manifest = client.pull(job_id, out, show)
+        except KeyboardInterrupt:
+            detach(f"pull {job_id} --out {out}", "stopped; the same command goes on where this one ended")
     files = [file.model_dump(mode="json") for file in manifest.files]
     if as_json:
         print_json({"directory": str(out), "files": files})
@@ -168,7 +175,7 @@ def _description(field: dict[str, Any]) -> str:
 @app.command(rich_help_panel=RESULTS)
 def ui(as_json: Json = False) -> None:
     """Print the address of the service's web page."""
-    url = f"{find_service()[0]}/ui"
+    url = f"{find_service().url}/ui"
     if as_json:
         print_json({"url": url})
     else:

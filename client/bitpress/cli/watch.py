@@ -6,6 +6,7 @@ import typer
 
 from bitpress.cli.app import JOBS, JobId, JobIds, JsonLines, app
 from bitpress.cli.follow import detach, end_with_outcome, show_until_ended
+from bitpress.cli.ids import whole_id, whole_ids
 from bitpress.cli.output import print_json
 from bitpress.client import Client
 from bitpress.jobs import BlockEvent, Event, LogEvent, StateEvent
@@ -18,8 +19,8 @@ def watch(
     as_json: JsonLines = False,
 ) -> None:
     """Show the progress of jobs until they have ended; Ctrl-C leaves them running."""
-    job_ids = list(dict.fromkeys(job_ids))
     with Client() as client:
+        job_ids = whole_ids(client, job_ids)
         show_until_ended(client, job_ids, timeout, as_json)
         jobs = [client.get(job_id) for job_id in job_ids]
     end_with_outcome(jobs)
@@ -33,6 +34,7 @@ def logs(
 ) -> None:
     """Print what happened to a job: states, blocks and messages; with --json its progress as well."""
     with Client() as client:
+        job_id = whole_id(client, job_id)
         events = client.events(job_id) if follow else client.history(job_id)
         try:
             for event in events:
@@ -41,7 +43,7 @@ def logs(
                 elif text := _line(event):
                     typer.echo(f"{event.at.astimezone():%H:%M:%S} {text}")
         except KeyboardInterrupt:
-            detach([job_id], "logs -f")
+            detach(f"logs -f {job_id}")
 
 
 def _line(event: Event) -> str | None:

@@ -65,6 +65,7 @@ AllKeys = Annotated[Keys, Depends(_keys)]
 ArtifactReader = Annotated[Key, Security(authenticate, scopes=["artifacts:read"])]
 WebhookOwner = Annotated[Key, Security(authenticate, scopes=["webhooks:write"])]
 
+AnyCaller = Annotated[Key, Security(authenticate)]
 Operator = Annotated[Key, Security(authenticate, scopes=["admin"])]
 
 

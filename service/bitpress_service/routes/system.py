@@ -1,16 +1,21 @@
 """The service about itself: whether it lives, whether it is ready, what it can do."""
 
+from importlib.metadata import version
 from typing import Any, Literal
 
 from fastapi import APIRouter
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 
+from bitpress.advice import ADVICE
 from bitpress.cluster import Cluster
 from bitpress.errors import NotFound, StoreError, Unavailable
+from bitpress.keys import Caller
 from bitpress.methods import METHODS
 from bitpress_service.auth import KeyedRoute
-from bitpress_service.routes.dependencies import Artifacts, JobReader, Jobs
+from bitpress_service.routes.dependencies import AllKeys, AnyCaller, Artifacts, JobReader, Jobs
+
+VERSION = version("bitpress")
 
 router = APIRouter(tags=["system"])
 keyed = APIRouter(tags=["system"], route_class=KeyedRoute)
@@ -64,6 +69,31 @@ class ClusterResource(Cluster):
 async def cluster(_: JobReader, jobs: Jobs) -> ClusterResource:
     """Dispatchers with their devices, and the queue by priority, over all tenants."""
     return ClusterResource(**dict(await jobs.cluster()))
+
+
+class Kind(BaseModel):
+    """A kind of problem, and what to do about it."""
+
+    code: str
+    advice: str
+
+
+@router.get("/problems/{code}")
+async def problem(code: str) -> Kind:
+    """What the `type` of a problem document leads to."""
+    if code not in ADVICE:
+        raise NotFound(f"no kind of problem is called {code!r}; there are {', '.join(ADVICE)}")
+    return Kind(code=code, advice=ADVICE[code])
+
+
+class CallerResource(Caller):
+    object: Literal["key"] = "key"
+
+
+@keyed.get("/v1/whoami")
+async def whoami(caller: AnyCaller, keys: AllKeys) -> CallerResource:
+    """The key that the request carries, and this service's version."""
+    return CallerResource(**dict(await keys.get(caller.id)), version=VERSION)
 
 
 @router.get("/v1/methods")

@@ -43,8 +43,9 @@ def serve() -> Iterator[Callable[[Respond], str]]:
 @pytest.fixture(autouse=True)
 def no_service_nearby(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test may find the service, the key or the proxy of the machine it runs on."""
-    for name in ("BITPRESS_API_URL", "BITPRESS_API_KEY", "XDG_STATE_HOME"):
+    for name in ("BITPRESS_API_URL", "BITPRESS_API_KEY", "BITPRESS_PROFILE", "XDG_STATE_HOME"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("BITPRESS_CONFIG", str(tmp_path_factory.mktemp("config") / "config.toml"))
     monkeypatch.setenv("BITPRESS_STATE_DIR", str(tmp_path_factory.mktemp("state")))
 
 

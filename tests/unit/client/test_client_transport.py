@@ -4,7 +4,6 @@ import json
 import socket
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
-from pathlib import Path
 
 import pytest
 from http_answers import SPEC, Respond, job_json, send
@@ -12,47 +11,8 @@ from http_answers import SPEC, Respond, job_json, send
 from bitpress.client import Client
 from bitpress.errors import BitpressError, InvalidJob, NotFound, Unauthorized, Unavailable
 from bitpress.jobs import JobFilter, JobState, parse_spec
-from bitpress.transport import DEFAULT_URL, find_service, state_directory
 
 Start = Callable[[Respond], str]
-
-
-@pytest.fixture
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The state directory of an embedded service."""
-    (tmp_path / "url").write_text("http://127.0.0.1:4321\n")
-    (tmp_path / "api-key").write_text("embedded-key\n")
-    monkeypatch.setenv("BITPRESS_STATE_DIR", str(tmp_path))
-    return tmp_path
-
-
-def test_nothing_set_means_the_default_address() -> None:
-    assert find_service() == (DEFAULT_URL, None)
-
-
-def test_the_embedded_service_is_found_by_its_files(state: Path) -> None:
-    assert find_service() == ("http://127.0.0.1:4321", "embedded-key")
-
-
-def test_environment_goes_before_files_and_arguments_before_both(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BITPRESS_API_URL", "https://press.example/")
-    monkeypatch.setenv("BITPRESS_API_KEY", "mine")
-    assert find_service() == ("https://press.example", "mine")
-    assert find_service("http://10.0.0.1:1", "other") == ("http://10.0.0.1:1", "other")
-
-
-def test_the_embedded_services_key_is_for_no_other_service(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BITPRESS_API_URL", "https://press.example")
-    assert find_service() == ("https://press.example", None)
-    assert find_service("http://127.0.0.1:4321/") == ("http://127.0.0.1:4321", "embedded-key")
-
-
-def test_the_state_directory_follows_the_desktop_convention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("BITPRESS_STATE_DIR")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert state_directory() == tmp_path / ".local" / "state" / "bitpress"
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
-    assert state_directory() == tmp_path / "xdg" / "bitpress"
 
 
 def test_no_service_is_said_with_the_address_and_a_way_out() -> None:
