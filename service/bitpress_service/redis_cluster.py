@@ -25,4 +25,6 @@ class RedisCluster(Scripts):
 
     async def holdings(self) -> Sequence[Holding]:
         rows = await self._run("holdings")
-        return tuple(Holding(*names, int(devices)) for *names, devices in rows)
+        return tuple(
+            Holding(job_id, tenant, owner, cluster, int(devices)) for job_id, tenant, owner, cluster, devices in rows
+        )
