@@ -124,7 +124,7 @@ async def _scripts(client: Redis) -> Check:
 
 def _storage(settings: Settings) -> Check:
     """Write, read and remove an object."""
-    url, prefix, data = settings.artifacts_url, f"doctor/{secrets.token_hex(8)}/", b"bitpress"
+    url, prefix, data = settings.artifacts_url, f"doctor-{secrets.token_hex(8)}/", b"bitpress"
     name = "storage"
     if url.startswith("file://") and not Path(unquote(url.removeprefix("file://"))).is_dir():
         return Check(name=name, state="skipped", found=f"{url} is not there yet")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,6 +13,8 @@ LogFormat = Literal["text", "json"]
 
 # What stands in every line, null where a line is about no job.
 SUBJECT = ("job", "attempt", "block")
+
+_KEY = re.compile(r"\bbp_[0-9A-Za-z]{20,}")
 
 _process: dict[str, Any] = {}
 _task: ContextVar[Mapping[str, Any]] = ContextVar("subject")
@@ -52,7 +55,7 @@ class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         known = {name: value for name, value in _subject().items() if value is not None}
         record.subject = "".join(f"{name} {value}: " for name, value in known.items())
-        return super().format(record)
+        return _without_keys(super().format(record))
 
 
 class _Json(logging.Formatter):
@@ -66,4 +69,9 @@ class _Json(logging.Formatter):
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return _without_keys(json.dumps(line, ensure_ascii=False, default=str))
+
+
+def _without_keys(line: str) -> str:
+    """Somebody may write a key where none belongs, as in an address."""
+    return _KEY.sub("bp_***", line)
