@@ -61,7 +61,7 @@ async def test_they_are_enough_for_all_that_the_service_does(limited_url: str, t
         assert len(await webhooks.claim(60, 10)) == 1
         assert (await store.list("local", limit=10)).data and await store.events(job.id)
         assert job.id in await store.new_events({job.id: "0"}, 1)
-        plan = await store.ask_plan(PlanRequest(spec=job_spec(), devices_like=None), 60)
+        plan = await store.ask_plan(PlanRequest.of(job_spec(), None), 60)
         assert (await store.claim_plan()) and (await store.plan_answer(plan, 0.01)) is None
         await StoreMetrics(client).read()
         await store.delete(job.id, "local")
