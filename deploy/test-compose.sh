@@ -60,7 +60,7 @@ for target in service worker; do
 done
 
 up=$(now)
-compose up --detach --no-build --pull never --wait --wait-timeout 300
+compose up --detach --no-build --pull never --wait --wait-timeout 900
 note cold_start_seconds "$(since "$up")"
 step "cold start to ready: $(since "$up") s"
 BITPRESS_API_URL=http://$(compose port api 8000) BITPRESS_API_KEY=$(cat "$app/deploy/secrets/api_key") \

@@ -108,7 +108,7 @@ job=$(in_mid_job upgrade)
 compose stop dispatcher 2>/dev/null
 state=$(bitpress get "$job" --json | field state)
 [ "$state" = queued ] || fail "a dispatcher that was stopped left its job $state"
-compose up --detach --no-build --pull never --wait --wait-timeout 300 2>/dev/null
+compose up --detach --no-build --pull never --wait --wait-timeout 900 2>/dev/null
 ends_well "$job" "an upgrade"
 say "stopped and started again in mid-job: drained, queued, resumed; the same bytes"
 
@@ -120,7 +120,7 @@ compose down --volumes 2>/dev/null
 compose create --no-build --pull never 2>/dev/null
 compose run --rm -T --no-deps --entrypoint sh redis -c 'rm -rf /data/appendonlydir && tar -x -C /data' <"$scratch/redis.tar" 2>/dev/null
 compose run --rm -T --no-deps --entrypoint tar s3 -x -C /state <"$scratch/s3.tar" 2>/dev/null
-compose up --detach --no-build --pull never --wait --wait-timeout 300 2>/dev/null
+compose up --detach --no-build --pull never --wait --wait-timeout 900 2>/dev/null
 same_bytes "$job" "a restored backup"
 ends_well "$(submit after-restore)" "a restored backup"
 say "all volumes lost, backup restored: old jobs are there, new ones run"
