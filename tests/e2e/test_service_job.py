@@ -1,11 +1,14 @@
 """Whole jobs through the real service: REST, Redis, dispatcher, driver, Ray, object store, pull, load."""
 
 import os
+import shutil
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from documents import DOCUMENTS, fences, name
 from embedded_service import EmbeddedService
 from pipeline_helpers import block_hashes, make_spec, run
 
@@ -45,6 +48,24 @@ def test_a_job_on_ray_gives_the_bytes_of_a_local_run(
     pulled = {str(path.relative_to(tmp_path / "pulled")) for path in (tmp_path / "pulled").rglob("*")}
     assert pulled == {str(path.relative_to(tmp_path / "local")) for path in (tmp_path / "local").rglob("*")}
     assert load(tmp_path / "pulled").config.model_type == "opt"
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
+@pytest.mark.parametrize(
+    "guide", [document for document in DOCUMENTS if "```sh run\n" in document.read_text()], ids=name
+)
+def test_the_commands_of_the_guides_do_what_they_say(
+    service: EmbeddedService, opt_mini: Path, texts: Path, tmp_path: Path, guide: Path
+) -> None:
+    key = (service.state / "api-key").read_text().strip()
+    where = {"BITPRESS_API_URL": f"http://127.0.0.1:{service.port}", "BITPRESS_API_KEY": key, "NO_PROXY": "127.0.0.1"}
+    program = "".join(text for kind, text in fences(guide) if kind == "sh run")
+    done = subprocess.run(
+        ["bash", "-euxo", "pipefail", "-c", program],
+        cwd=tmp_path, env=os.environ | where | {"MODEL": str(opt_mini), "TEXT": str(texts / "calibration.txt")},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_job_outlives_its_driver_and_the_whole_service(opt_mini: Path, texts: Path, tmp_path: Path) -> None:
