@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, expect, sync_playwright
 
 from bitpress.jobs import JobState
 
-expect.set_options(timeout=60_000)  # a machine may be busy
+expect.set_options(timeout=300_000)  # a machine may be busy
 
 SPQR = {"kind": "spqr", "bits": 3}
 RTN = {"kind": "rtn", "bits": 3, "group_size": 16}

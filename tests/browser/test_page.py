@@ -47,7 +47,7 @@ def test_a_job_from_the_form_to_its_artifact(reader: Reader, opt_mini: Path, tex
     reader.picture("new-refused")
     page.locator("[id='field.method.bits']").fill("3")
     page.get_by_role("button", name="Plan", exact=True).click()
-    expect(page.get_by_role("heading", name="Plan", exact=True)).to_be_visible(timeout=60_000)
+    expect(page.get_by_role("heading", name="Plan", exact=True)).to_be_visible()
     expect(page.locator("#outcome")).to_contain_text("Bits per weight")
     reader.picture("new-planned")
     page.get_by_role("button", name="Submit", exact=True).click()

@@ -163,7 +163,7 @@ async def test_a_dispatcher_counts_the_devices_of_all_hosts(cluster: Cluster, no
     assert watch.capacity == Capacity(cluster.address, 0)  # nothing is claimed before it has looked
     looking = asyncio.create_task(watch.run())
     try:
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(1200):
             while watch.latest is None:
                 await asyncio.sleep(0.1)
     finally:

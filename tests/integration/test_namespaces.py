@@ -19,8 +19,8 @@ SPQR = {"kind": "spqr", "bits": 3}
 SUPPORT = Path(__file__).parents[1] / "support"
 RAY = Path(sys.executable).with_name("ray")
 PORT = 6380  # not Ray's own default, which is that of Redis
-START_SECONDS = 120.0
-JOB_SECONDS = 240.0
+START_SECONDS = 1200.0
+JOB_SECONDS = 1800.0
 # What an operator sets for a host or a head that is gone to be gone after seconds; see docs/operations.md.
 SOON = {
     "RAY_health_check_period_ms": "1000",
