@@ -109,7 +109,7 @@ def test_the_list_is_current_without_being_loaded(
     assert page.evaluate("() => window.isTheSamePage")
     page.get_by_role("button", name="Compare selected").click()
     expect(page.get_by_role("heading", name="2 jobs by bits per weight")).to_be_visible()
-    expect(page.locator("svg.scatter circle")).to_have_count(2)
+    expect(page.locator(".pareto circle")).to_have_count(2)
 
 
 def test_all_of_it_can_be_read_without_scripts(reader: Reader, jobs: dict[str, str]) -> None:
@@ -118,7 +118,7 @@ def test_all_of_it_can_be_read_without_scripts(reader: Reader, jobs: dict[str, s
     page.locator(f"#choose-{jobs['spqr']}").check()
     page.locator(f"#choose-{jobs['rtn']}").check()
     page.get_by_role("button", name="Compare selected").click()
-    expect(page.locator("svg.scatter circle")).to_have_count(2)
+    expect(page.locator(".pareto circle")).to_have_count(2)
     page = plain.open(f"/jobs/{jobs['spqr']}")
     expect(page.locator(".tiles")).to_contain_text("Bits per weight")
     expect(page.locator("time").first).to_contain_text("UTC")

@@ -179,7 +179,9 @@ async def test_jobs_side_by_side_are_told_apart_by_bits(api: Api) -> None:
     assert "3 jobs by bits per weight" in text and "Bits per weight 3 3.05 4" in text
     assert "At equal stored bits (within 2 %): A, B" in text
     assert "Without a report, and left out: some (queued)" in text
-    assert "A: 3 bits, perplexity 22" in text and "dense 18" in text
+    assert "A: 3 bits, perplexity 22" in text and "The model as it came: 18." in text
+    assert page.count('class="interval"') == 3 and page.count(">front<") == 3, "each costs more bits and is better"
+    assert "not evaluated alike" not in text
     assert "No two of them store equal bits" in text_of(alone)
 
 

@@ -7,13 +7,15 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from bitpress.artifacts import Report
+from bitpress.comparison import compare as compare_reports
+from bitpress.comparison import differences
 from bitpress.jobs import Job, JobFilter, JobState
+from bitpress.plots import Point, scatter
 from bitpress_service.routes.dependencies import Artifacts, JobReader, Jobs
 from bitpress_service.web.evidence import Totals, totals
 from bitpress_service.web.jobs import read_report
 from bitpress_service.web.login import SessionRoute
-from bitpress_service.web.rendering import render
-from bitpress_service.web.scatter import Scatter, scatter
+from bitpress_service.web.rendering import number, render
 
 router = APIRouter(prefix="/compare", route_class=SessionRoute)
 
@@ -24,12 +26,22 @@ EQUAL_BITS = 0.02  # jobs whose bits per weight differ by less than this share m
 
 @dataclass(frozen=True)
 class Entry:
-    """One job of a comparison; `letter` names it in figures."""
+    """One job of a comparison; `letter` names it in figures. on_front: texts on which nothing beats it."""
 
     letter: str
     job: Job
     report: Report
     totals: Totals
+    on_front: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Perplexity on a text against bits. `svg` is markup of our own making; `dense`: of the models as they came."""
+
+    dataset: str
+    svg: str
+    dense: tuple[float, ...]
 
 
 @router.get("")
@@ -47,8 +59,18 @@ async def compare(
     found = [await jobs.get(job_id, caller.tenant) for job_id in dict.fromkeys(job)]
     reports = [(each, report) for each in found if (report := await read_report(jobs, artifacts, each))]
     reports.sort(key=lambda pair: pair[1].bits_per_weight)
+    lettered = {chr(ord("A") + place): pair for place, pair in enumerate(reports)}
+    by_letter = {letter: report for letter, (_, report) in lettered.items()}
+    fronts = {(row["job"], row["dataset"]) for row in compare_reports(by_letter) if row["on_front"] == "yes"}
     entries = [
-        Entry(chr(ord("A") + place), each, report, totals(report)) for place, (each, report) in enumerate(reports)
+        Entry(
+            letter,
+            each,
+            report,
+            totals(report),
+            frozenset(name for name in report.perplexity if (letter, name) in fronts),
+        )
+        for letter, (each, report) in lettered.items()
     ]
     return render(
         request,
@@ -56,9 +78,9 @@ async def compare(
         entries=entries,
         without=[each for each in found if all(each is not entry.job for entry in entries)],
         datasets=_datasets(entries),
-        models=sorted({entry.job.spec.model.uri for entry in entries}),
+        differences=differences(by_letter),
         equal=_equal_groups(entries),
-        scatters=[_scatter(entries, name) for name in _datasets(entries)],
+        plots=[_plot(entries, name) for name in _datasets(entries)],
     )
 
 
@@ -77,11 +99,14 @@ def _equal_groups(entries: Sequence[Entry]) -> list[str]:
     return [", ".join(entry.letter for entry in group) for group in groups if len(group) > 1]
 
 
-def _scatter(entries: Sequence[Entry], dataset: str) -> Scatter:
-    points = [
-        (entry.letter, entry.report.bits_per_weight, entry.report.perplexity[dataset].compressed)
-        for entry in entries
-        if dataset in entry.report.perplexity
-    ]
-    dense = sorted({entry.report.perplexity[dataset].dense for entry in entries if dataset in entry.report.perplexity})
-    return scatter(dataset, points, dense)
+def _plot(entries: Sequence[Entry], dataset: str) -> Plot:
+    points, dense = [], set()
+    for entry in entries:
+        if quality := entry.report.perplexity.get(dataset):
+            bits, value, interval = entry.report.bits_per_weight, quality.compressed, quality.compressed_interval
+            title = f"{entry.letter}: {number(bits, 4)} bits, perplexity {number(value, 5)}"
+            ends = (interval.low, interval.high) if interval else (value, value)
+            points.append(Point(bits, value, ends, entry.letter, title))
+            dense.add(quality.dense)
+    what = "Perplexity against bits per weight: " + "; ".join(point.title for point in points)
+    return Plot(dataset, scatter(points, "bits per weight", what), tuple(sorted(dense)))

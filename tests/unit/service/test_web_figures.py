@@ -9,7 +9,6 @@ from service_helpers import block_record, job_spec
 from bitpress.artifacts import BlockReport
 from bitpress_service.web.evidence import LEVELS, block_bars, block_cells, heat_tables, totals
 from bitpress_service.web.rendering import count, model_name, number, percent, size, time_element
-from bitpress_service.web.scatter import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, scatter
 
 
 def test_blocks_are_shaded_from_the_least_to_the_largest_error() -> None:
@@ -64,33 +63,6 @@ def test_totals_count_weights_and_linears() -> None:
     assert found.ratio == 4 and found.seconds == 64
     assert found.outlier_fraction == pytest.approx(0.01)
     assert found.relative_error == pytest.approx(0.004)
-
-
-@pytest.mark.parametrize(
-    ("points", "dense"),
-    [
-        ([("A", 2.0, 20.0)], [20.0]),
-        ([("A", 2.0, 20.0), ("B", 2.0, 20.0)], [18.0]),
-        ([("A", 2.049, 667.07), ("B", 4.26, 40.48)], [32.61]),
-        ([("A", 3.0, 1.0001), ("B", 3.0001, 1.0002)], [1.0]),
-        ([("A", 16.0, 1e6), ("B", 1.61, 1e-3)], [1e-3, 5.0]),
-    ],
-)
-def test_everything_lies_within_the_figure(points: list[tuple[str, float, float]], dense: list[float]) -> None:
-    figure = scatter("text", points, dense)
-    for point in figure.points:
-        assert LEFT <= point.x <= WIDTH - RIGHT and TOP <= point.y <= HEIGHT - BOTTOM
-    for tick in (*figure.dense, *figure.y_ticks):
-        assert TOP <= tick.at <= HEIGHT - BOTTOM
-    for ticks in (figure.x_ticks, figure.y_ticks):
-        assert 2 <= len(ticks) <= 8
-        assert len({tick.text for tick in ticks}) == len(ticks)
-
-
-def test_more_bits_lie_right_and_more_perplexity_above() -> None:
-    low, high = scatter("text", [("A", 2.0, 30.0), ("B", 4.0, 20.0)], [18.0]).points
-    assert low.x < high.x and low.y < high.y
-    assert low.title == "A: 2 bits, perplexity 30"
 
 
 def test_numbers_are_written_with_their_units() -> None:
