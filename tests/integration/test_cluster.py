@@ -16,7 +16,7 @@ from ray_jobs import RayJob, in_shard
 
 from bitpress.artifacts import Report
 from bitpress.errors import Conflict, InvalidJob, WorkerLost
-from bitpress.jobs import JobSpec, JobState, ModelSource, Progress
+from bitpress.jobs import Evaluation, JobSpec, JobState, ModelSource, Progress
 from bitpress.methods import RTNConfig
 from bitpress_service.jobstore import Capacity
 from bitpress_service.redis_jobstore import RedisJobStore
@@ -183,7 +183,8 @@ async def test_two_dispatchers_share_the_devices_and_nobody_counts_on_the_same(
         for owner in ("one", "two")
     ]
     serving = [asyncio.create_task(dispatcher.run(stop)) for dispatcher in dispatchers]
-    jobs = [(await store.create("local", spec.model_copy(update={"devices": n})))[0] for n in (2, 2, 1)]
+    plain = spec.model_copy(update={"evaluation": Evaluation()})
+    jobs = [(await store.create("local", plain.model_copy(update={"devices": n})))[0] for n in (2, 2, 1)]
     owners: set[str] = set()
     reasons: set[str | None] = set()
     try:
