@@ -51,7 +51,10 @@ class Capacity:
 
 @dataclass(frozen=True)
 class Holding:
-    """What a running job holds of a cluster. `devices` is 0, and `cluster` empty, on a dispatcher's own host."""
+    """What a running job holds of a cluster, which is '' on a dispatcher's own host.
+
+    devices: 0 there, and for a job that shares those of another one.
+    """
 
     job_id: str
     tenant: str

@@ -155,7 +155,7 @@ async def test_every_answer_forbids_what_is_not_ours(api: Api) -> None:
 async def test_pages_name_no_other_host_and_hold_no_script_or_style(api: Api) -> None:
     job = await api.succeeded_job()
     async with logged_in(api) as client:
-        for path in ("/ui/jobs", "/ui/new", "/ui/compare", f"/ui/jobs/{job.id}", "/ui/login"):
+        for path in ("/ui/jobs", "/ui/new", "/ui/compare", "/ui/cluster", f"/ui/jobs/{job.id}", "/ui/login"):
             page = (await client.get(path)).text
             assert re.findall(r"(?:src|href|action)=[\"'](?!/ui/|#)", page) == []
             assert re.findall(r"<style|\bstyle=|\bon\w+=|javascript:", page) == []

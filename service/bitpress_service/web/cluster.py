@@ -20,7 +20,7 @@ SHOWN = 50  # jobs that wait
 
 @dataclass(frozen=True)
 class Running:
-    """A job that runs; `job` is None for another tenant's. devices: 0 for all of its host."""
+    """A job that runs; `job` is None for another tenant's. devices: as in Holding."""
 
     job: Job | None
     owner: str
