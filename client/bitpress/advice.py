@@ -25,6 +25,7 @@ ADVICE = {
     "bad-config": "Correct the file that is named, or remove it.",
     "bad-artifact": "Fetch the artifact again; when it is still damaged, run the job anew.",
     "gate-failed": "The artifact and its report are there. Spend more bits, try another method, or widen the gate.",
+    "load-check-failed": "The artifact is there; do not use it before the reason in the message is understood.",
     "evaluation-failed": "The artifact is there, not measured. The message names what failed; evaluate fewer windows.",
     "bad-request": "Correct the request; /openapi.json says what it may hold.",
     "invalid-request": "Correct what is named; /openapi.json says what the request may hold.",

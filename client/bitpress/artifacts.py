@@ -1,10 +1,11 @@
 """What a finished job leaves behind: files with their hashes, and a report that proves the result."""
 
+import json
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bitpress.errors import BitpressError, EvaluationFailed, GateFailed
+from bitpress.errors import ArtifactError, BitpressError, EvaluationFailed, GateFailed, LoadCheckFailed
 from bitpress.jobs import JobSpec
 
 MANIFEST = "manifest.json"
@@ -25,13 +26,54 @@ class ArtifactFile(_Model):
     sha256: Sha256
 
 
+class Provenance(_Model):
+    """What an artifact was made from and with, beside its spec; `bitpress replay` holds a second run against it.
+
+    `code_sha256` is of all sources of the installed package `bitpress` of this `version`; `weights_sha256` of the
+    checkpoint's tensors as the forward holds them (float32 on CPUs); `tokens_sha256` of the calibration's tokens.
+    `devices` are the names of the shards' devices, in their order, `versions` the libraries and the machine.
+    """
+
+    version: str
+    code_sha256: Sha256
+    weights_sha256: Sha256
+    tokens_sha256: Sha256
+    seeds: dict[str, int]
+    devices: tuple[str, ...]
+    versions: dict[str, str]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Every fact with its name, for a table."""
+        hashes = {"code": self.code_sha256, "weights": self.weights_sha256, "calibration tokens": self.tokens_sha256}
+        return [
+            ("bitpress", self.version),
+            *((f"sha256 of {what}", sha256) for what, sha256 in hashes.items()),
+            *((f"seed of {what}", str(seed)) for what, seed in self.seeds.items()),
+            ("devices", ", ".join(self.devices)),
+            *((name, version) for name, version in sorted(self.versions.items()) if name != "bitpress"),
+        ]
+
+
 class Manifest(_Model):
-    """The list of an artifact's files, written last: no manifest, no artifact."""
+    """The list of an artifact's files, written last: no manifest, no artifact.
+
+    `provenance` is null in artifacts of before it was recorded.
+    """
 
     version: Literal[1] = 1
     spec: JobSpec
     fingerprint: Sha256
+    provenance: Provenance | None = None
     files: tuple[ArtifactFile, ...]
+
+    def result(self) -> dict[str, ArtifactFile]:
+        """The files, by name, that the same job writes again byte for byte; the others tell times as well."""
+        return {file.name: file for file in self.files if not is_evidence(file.name)}
+
+
+def is_evidence(name: str) -> bool:
+    """Whether a file of an artifact tells times, and so is never written twice alike."""
+    return name.startswith("report.") or (name.startswith("blocks/") and name.endswith(".json"))
 
 
 class LinearReport(_Model):
@@ -130,10 +172,37 @@ class DivergenceReport(_Model):
     agreement_interval: Interval | None
 
 
-class GateMiss(_Model):
-    """A limit of the spec's gate that a dataset's result misses. metric: the limit's name in the spec."""
+class Accuracy(_Model):
+    """Share of right answers, with its standard error."""
 
-    metric: Literal["perplexity_increase_percent", "kl_max", "agreement_min"]
+    value: float
+    standard_error: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4f} ± {self.standard_error:.4f}"
+
+
+class TaskReport(_Model):
+    """Both models' accuracy on one zero-shot task, as lm-eval computes it.
+
+    `dense_normalized` and `compressed_normalized` count the answer that is likeliest by its length in bytes; null
+    where the task knows no such metric. `drop` is by how much the compressed model's accuracy is lower; its standard
+    error is that of the differences, example by example. `prompts_sha256` is of all that was asked, as tokens.
+    """
+
+    num_examples: int
+    dense: Accuracy
+    compressed: Accuracy
+    dense_normalized: Accuracy | None
+    compressed_normalized: Accuracy | None
+    drop: Accuracy
+    prompts_sha256: Sha256
+
+
+class GateMiss(_Model):
+    """A limit of the spec's gate that a dataset's, or task's, result misses. metric: the limit's name in the spec."""
+
+    metric: Literal["perplexity_increase_percent", "kl_max", "agreement_min", "accuracy_drop_max"]
     dataset: str
     limit: float
     found: float
@@ -142,9 +211,56 @@ class GateMiss(_Model):
 class PartFailure(_Model):
     """A part of the evaluation that ended in an error, with the error's stable code."""
 
-    part: Literal["quality"]
+    part: Literal["quality", "tasks"]
     code: str
     message: str
+
+
+class LoadCheck(_Model):
+    """Whether the artifact, opened from the object store in a fresh process, is the model that was calibrated.
+
+    `outcome`: `equal`, the same logits on a fixed prompt, bit by bit; `close`, within `tolerance`; `failed`;
+    `not-done`. `opened`: `whole`, as `bitpress.loading.load` does it, or, where that would have taken too much memory,
+    `by-block`, the same packed linears with one block in memory at a time. `difference` is the root of the squared
+    differences of all logits by their squares. `detail` says why it failed or was not done, else what the tolerance
+    is for.
+    """
+
+    outcome: Literal["equal", "close", "failed", "not-done"]
+    opened: Literal["whole", "by-block"] | None = None
+    num_tokens: int = 0
+    difference: float | None = None
+    tolerance: float = 0.0
+    detail: str
+
+    def words(self) -> str:
+        """The outcome as a sentence."""
+        how = {"whole": "opened from the object store", "by-block": "opened from the object store block by block"}
+        opened = f"{how[self.opened]} in a fresh process" if self.opened else ""
+        match self.outcome:
+            case "equal":
+                return f"{opened}, the same logits on a prompt of {self.num_tokens} tokens, bit by bit."
+            case "close":
+                return f"{opened}, logits differ by {self.difference:.2g} at most {self.tolerance:g} ({self.detail})."
+            case "failed":
+                return f"failed: {self.detail}"
+            case "not-done":
+                return f"not done: {self.detail}"
+
+
+class ProcessCost(_Model):
+    """What one part of a job took: `job`, which steers, or a shard, `shard 0`.
+
+    `peak_bytes` is the largest resident memory of its process, `peak_device_bytes` that of its accelerator (0 without
+    one); `bytes_read` and `bytes_written` are of checkpoint and object store.
+    """
+
+    part: str
+    device: str
+    peak_bytes: int
+    peak_device_bytes: int
+    bytes_read: int
+    bytes_written: int
 
 
 class Report(_Model):
@@ -157,12 +273,11 @@ class Report(_Model):
     Intervals are percentiles of 2000 bootstrap samples of the windows, drawn with one fixed seed.
     `gate_misses` is null when the spec has no gate or what it asks for could not be evaluated; without misses the
     result has passed. `failures` names what could not be evaluated.
-    `phases` are wall seconds by phase, `peak_bytes` the largest resident memory of any process of
-    the job, `peak_device_bytes` that of any accelerator (0 without one), `versions` the libraries
-    and the machine.
+    `phases` are wall seconds by phase, `processes` what each part of the job took (of a worker that was replaced
+    nothing is known), `peak_bytes` and `peak_device_bytes` the largest of them.
     """
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     spec: JobSpec
     bits_per_weight: float
     num_weights: int
@@ -171,17 +286,24 @@ class Report(_Model):
     perplexity: dict[str, PerplexityReport]
     divergence: dict[str, DivergenceReport]
     error_growth: tuple[float, ...]
+    tasks: dict[str, TaskReport]
     gate_misses: tuple[GateMiss, ...] | None
     failures: tuple[PartFailure, ...]
+    load_check: LoadCheck
     blocks: tuple[BlockReport, ...]
     phases: dict[str, float]
+    processes: tuple[ProcessCost, ...]
     peak_bytes: int
     peak_device_bytes: int
     ledger: tuple[LedgerEntry, ...]
-    versions: dict[str, str]
+    provenance: Provenance
 
     def problem(self) -> BitpressError | None:
         """Why the job has not succeeded although its artifact is complete; None when it has."""
+        if self.load_check.outcome == "failed":
+            return LoadCheckFailed(
+                f"the artifact is kept, but does not open as what was calibrated: {self.load_check.detail}"
+            )
         if self.failures:
             told = "; ".join(f"{failure.part}: {failure.code}: {failure.message}" for failure in self.failures)
             return EvaluationFailed(f"the artifact is kept, but its evaluation failed: {told}")
@@ -191,3 +313,28 @@ class Report(_Model):
             )
             return GateFailed(f"the artifact is kept, but it misses its gate: {told}")
         return None
+
+
+def parse_report(data: bytes | str) -> Report:
+    """Read a report.json. Raises ArtifactError, which says so when it is another version's."""
+    try:
+        return Report.model_validate_json(data)
+    except ValidationError as error:
+        found = _version(data)
+        expected = Report.model_fields["version"].default
+        if found not in (None, expected):
+            raise ArtifactError(
+                f"the report is of version {found}, and this Bitpress reads version {expected}; "
+                "report.md and report.html beside it can be read as they are"
+            ) from None
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ArtifactError(f"not a report: {where}: {first['msg']}") from None
+
+
+def _version(data: bytes | str) -> object:
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return None
+    return found.get("version") if isinstance(found, dict) else None

@@ -18,7 +18,7 @@ import httpx2
 from pydantic import TypeAdapter
 
 from bitpress.answers import job_of, json_of, path_of, plain, read
-from bitpress.artifacts import ArtifactFile, Manifest, Report
+from bitpress.artifacts import ArtifactFile, Manifest, Report, parse_report
 from bitpress.cluster import Cluster
 from bitpress.config import find_service
 from bitpress.errors import Unavailable
@@ -38,7 +38,6 @@ ALL = JobFilter()
 _EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 _EVENTS: TypeAdapter[tuple[Event, ...]] = TypeAdapter(tuple[Event, ...])
 _FILES = TypeAdapter(tuple[ArtifactFile, ...])
-_REPORT = TypeAdapter(Report)
 _PLAN = TypeAdapter(PlanReport)
 _CLUSTER = TypeAdapter(Cluster)
 _ISSUED = TypeAdapter(IssuedKey)
@@ -195,7 +194,8 @@ class Client:
         return job
 
     def report(self, job_id: str) -> Report:
-        return read(_REPORT, json_of(self._transport.request("GET", path_of(job_id, "report"))))
+        """Raises ArtifactError when it was written by another version of Bitpress."""
+        return parse_report(self._transport.request("GET", path_of(job_id, "report")).content)
 
     def report_markdown(self, job_id: str) -> str:
         return self._transport.request("GET", path_of(job_id, "report"), headers={"Accept": "text/markdown"}).text

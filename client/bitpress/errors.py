@@ -25,7 +25,8 @@ BitpressError
 ├── ConfigError         bad-config                the client's configuration file cannot be used
 ├── GateFailed          gate-failed               the result is kept, but misses what the spec's gate asks for
 ├── EvaluationFailed    evaluation-failed         the result is kept, but a part of its evaluation failed
-└── ArtifactError       bad-artifact              an artifact that is incomplete or was changed
+├── LoadCheckFailed     load-check-failed         the result is kept, but it does not open as what was calibrated
+└── ArtifactError       bad-artifact         409  an artifact that is incomplete, was changed, or is another version's
 
 `code` is stable and may be matched on; messages are for people and may change.
 Errors without an HTTP status happen inside a job and reach the user as its `Failure`; those of 422 that
@@ -170,6 +171,7 @@ class ConfigError(BitpressError):
 
 class ArtifactError(BitpressError):
     code = "bad-artifact"
+    status = 409
 
 
 class GateFailed(BitpressError):
@@ -180,13 +182,17 @@ class EvaluationFailed(BitpressError):
     code = "evaluation-failed"
 
 
+class LoadCheckFailed(BitpressError):
+    code = "load-check-failed"
+
+
 ERRORS: dict[str, type[BitpressError]] = {
     cls.code: cls
     for cls in (
         BitpressError, InvalidJob, InvalidRequest, ForbiddenAddress, Unauthorized, Forbidden, NotFound, Conflict,
         PreconditionFailed, TooManyJobs, TooManyRequests, TooManyStreams, Unavailable, SourceNotAllowed,
         UnsupportedModel, CheckpointError, CalibrationError, NumericalError, OutOfMemory, Cancelled, WorkerLost,
-        StoreError, ConfigError, ArtifactError, GateFailed, EvaluationFailed,
+        StoreError, ConfigError, ArtifactError, GateFailed, EvaluationFailed, LoadCheckFailed,
     )
 }  # fmt: skip
 

@@ -15,6 +15,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from bitpress.errors import InvalidJob
 from bitpress.exports import Export, check_exports
 from bitpress.methods import MethodConfig, check_independent
+from bitpress.tasks import Task
 from bitpress.texts import NO_NUL, Dataset, SequenceLength
 
 
@@ -39,26 +40,36 @@ class Calibration(_Model):
 
 
 class Evaluation(_Model):
-    """Held-out texts for perplexity, cut into windows of `sequence_length` tokens."""
+    """Held-out texts for perplexity, cut into windows of `sequence_length` tokens; zero-shot tasks for accuracy."""
 
     datasets: tuple[Dataset, ...] = ()
     sequence_length: SequenceLength = 2048
     max_sequences: int | None = Field(None, ge=1, description="windows used of each dataset; null: all")
 
-    @field_validator("datasets")
+    tasks: tuple[Task, ...] = Field((), description="zero-shot tasks of lm-eval")
+    task_files: str | None = Field(
+        None, min_length=1, max_length=4096, pattern=NO_NUL,
+        description="directory with `<task>.jsonl` or `<task>_*.jsonl` of every task; null: from the hub",
+    )  # fmt: skip
+    task_examples: int | None = Field(None, ge=2, description="examples used of each task, the first ones; null: all")
+
+    @field_validator("datasets", "tasks")
     @classmethod
-    def _datasets(cls, values: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(values)) != len(values):
-            raise ValueError("a dataset is named twice")
+    def _once(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := next((value for value in values if values.count(value) > 1), None):
+            raise ValueError(f"{twice} is named twice")
         return values
 
 
 class Gate(_Model):
-    """What a result must reach on every evaluated dataset; a job that misses it fails and keeps its artifact."""
+    """What a result must reach on every dataset, or task; a job that misses it fails and keeps its artifact."""
 
     perplexity_increase_percent: float | None = Field(None, description="most by which perplexity may rise")
     kl_max: float | None = Field(None, ge=0, description="largest KL divergence to the dense model, in nats")
     agreement_min: float | None = Field(None, ge=0, le=1, description="least share of equal most likely tokens")
+    accuracy_drop_max: float | None = Field(
+        None, ge=-1, le=1, description="most by which a task's accuracy may fall below the dense model's, as a share"
+    )
 
 
 Name = Annotated[str, Field(min_length=1, max_length=200, description="what people call the job")]
@@ -101,8 +112,10 @@ class SpecBase(_Model, Generic[Methods]):
         limits = [name for name, limit in gate if limit is not None]
         if not limits:
             raise ValueError(f"a gate without a limit; expected one of {', '.join(Gate.model_fields)}")
-        if not info.data["evaluation"].datasets:
-            raise ValueError(f"{', '.join(limits)}: not evaluated, evaluation.datasets is empty")
+        of_tasks = {"accuracy_drop_max"} & set(limits)
+        for missing, asked in (("datasets", set(limits) - of_tasks), ("tasks", of_tasks)):
+            if asked and not getattr(info.data["evaluation"], missing):
+                raise ValueError(f"{', '.join(sorted(asked))}: not evaluated, evaluation.{missing} is empty")
         return gate
 
     @field_validator("exports")

@@ -12,6 +12,13 @@ WIDTH, HEIGHT = 640, 220
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 34
 MOST_TICKS = 6
 ROW = 26  # height of a horizontal bar
+LOGARITHMIC = 20.0  # from this ratio of largest to smallest on, values are shown by their logarithms
+
+# Of a figure that stands alone; a page that holds figures has its own.
+STYLE = """svg{background:#fff}text{font:12px system-ui,sans-serif;fill:#5b6470}rect,circle{fill:#2f6f9f}
+.grid{stroke:#d9dee4}.interval{stroke:#2f6f9f;stroke-width:2}.front{fill:none;stroke:#1a7f4b;stroke-width:1.5}
+@media(prefers-color-scheme:dark){svg{background:#14181d}text{fill:#9aa5b1}rect,circle{fill:#6fb1e0}
+.grid{stroke:#353c45}.interval{stroke:#6fb1e0}.front{stroke:#58c48c}}"""
 
 
 class Mark(NamedTuple):
@@ -78,12 +85,18 @@ def rows(marks: Sequence[Mark], what: str) -> str:
     return _figure(what, ROW * max(len(marks), 1), *parts)
 
 
-def scatter(points: Sequence[Point], x_axis: str, what: str) -> str:
-    """Points with their intervals; both axes are linear."""
+def scatter(points: Sequence[Point], x_axis: str, what: str, front: Sequence[Point] = ()) -> str:
+    """Points with their intervals, and a line through those of `front`, by rising x.
+
+    The upper axis is logarithmic where values are far apart.
+    """
     x_ticks = round_ticks([point.x for point in points])
-    y_ticks = round_ticks([end for point in points for end in (point.y, *point.interval)])
-    x, y = _scale(x_ticks, LEFT, WIDTH - RIGHT), _scale(y_ticks, HEIGHT - BOTTOM, TOP)
+    y_ticks, y = _value_axis([end for point in points for end in (point.y, *point.interval)])
+    x = _scale(x_ticks, LEFT, WIDTH - RIGHT)
     parts = [_text(x(tick), HEIGHT - BOTTOM + 15, f"{tick:g}") for tick in x_ticks]
+    if front:
+        line = " ".join(f"{x(point.x):.1f},{y(point.y):.1f}" for point in front)
+        parts.append(f'<polyline class="front" points="{line}"/>')
     for point in points:
         low, high = (y(end) for end in point.interval)
         at = x(point.x)
@@ -94,6 +107,30 @@ def scatter(points: Sequence[Point], x_axis: str, what: str) -> str:
             _text(at + (-9 if near_end else 9), y(point.y) - 7, point.name, "end" if near_end else "start"),
         ]
     return _figure(what, HEIGHT, _grid(y_ticks, y), *parts, _axis(x_axis))
+
+
+def standalone(figure: str) -> str:
+    """A figure as a file of its own."""
+    return figure.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(
+        ">", f"><style>{STYLE}</style>", 1
+    )
+
+
+def _value_axis(values: Sequence[float]) -> tuple[list[float], Callable[[float], float]]:
+    """Ticks and scale of the upper axis."""
+    low, high = min(values), max(values)
+    if low <= 0 or high < LOGARITHMIC * low:
+        ticks = round_ticks(values)
+        return ticks, _scale(ticks, HEIGHT - BOTTOM, TOP)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if len(powers) <= MOST_TICKS // 2 else (1,)
+    all_ticks = [step * 10.0**power for power in powers for step in steps]
+    first = max(tick for tick in all_ticks if tick <= low)
+    last = min(tick for tick in all_ticks if tick >= high)
+    ticks = [tick for tick in all_ticks if first <= tick <= last]
+    ends = [math.log10(tick) for tick in (first, last)]
+    scale = _scale(ends, HEIGHT - BOTTOM, TOP)
+    return ticks, lambda value: scale(math.log10(value))
 
 
 def _scale(ticks: Sequence[float], first: float, last: float) -> Callable[[float], float]:

@@ -16,6 +16,7 @@ from bitpress_service.routes import keys as key_routes
 from bitpress_service.routes import metrics as metric_routes
 from bitpress_service.routes import models as model_routes
 from bitpress_service.routes import plans as plan_routes
+from bitpress_service.routes import reports as report_routes
 from bitpress_service.routes import webhooks as webhook_routes
 from bitpress_service.settings import Settings
 from bitpress_service.sources import Sources
@@ -46,6 +47,7 @@ def create_app(
         job_routes,
         events,
         artifact_routes,
+        report_routes,
         plan_routes,
         key_routes,
         model_routes,

@@ -72,6 +72,7 @@ class ArtifactStore:
     def __init__(self, store: Any, root: Path | None) -> None:
         self._store = store
         self._root = root
+        self.bytes_read = self.bytes_written = 0  # by whole objects
 
     @classmethod
     def from_url(cls, url: str) -> Self:
@@ -101,15 +102,22 @@ class ArtifactStore:
         with _reporting("cannot write", key):
             if self._root is not None or len(data) <= PART_BYTES:
                 obstore.put(self._store, key, data, mode="create")
-                return
-            # Uploads in parts know no such mode. That no other writes to a key is the fence's doing, not the store's.
-            if self._exists(key):
+            elif self._exists(key):
+                # Uploads in parts know no such mode. That no other writes to a key is the fence's doing.
                 raise FileExistsError("it exists already")
-            obstore.put(self._store, key, data, chunk_size=PART_BYTES)
+            else:
+                obstore.put(self._store, key, data, chunk_size=PART_BYTES)
+        self.bytes_written += len(data)
 
     def get_bytes(self, key: str) -> bytes:
         with _reporting("cannot read", key):
-            return bytes(obstore.get(self._store, key).bytes())
+            data = bytes(obstore.get(self._store, key).bytes())
+        self.bytes_read += len(data)
+        return data
+
+    def path(self, key: str) -> Path | None:
+        """The file that an object is in a directory; None in a bucket."""
+        return None if self._root is None else self._root / key
 
     async def stream(self, key: str, start: int, end: int) -> AsyncIterator[bytes]:
         """Bytes `start` to `end`, the latter excluded, in chunks of about 1 MiB."""

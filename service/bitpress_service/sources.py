@@ -103,6 +103,8 @@ def _texts(spec: JobSpec) -> Iterator[tuple[str, str]]:
     yield "/calibration/dataset", spec.calibration.dataset
     for place, name in enumerate(spec.evaluation.datasets):
         yield f"/evaluation/datasets/{place}", name
+    if spec.evaluation.task_files is not None:
+        yield "/evaluation/task_files", spec.evaluation.task_files
     preprocessing = getattr(spec.method, "preprocessing", None)
     if preprocessing is not None and preprocessing.dataset is not None:
         yield "/method/preprocessing/dataset", preprocessing.dataset

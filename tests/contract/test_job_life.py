@@ -46,6 +46,20 @@ async def test_a_paused_job_waits_until_it_is_resumed(job_store: JobStore) -> No
     assert await states(job_store, job) == ["queued", "paused", "queued", "running"]
 
 
+async def test_a_retried_job_serves_what_the_attempt_before_left_until_the_new_one_ends(job_store: JobStore) -> None:
+    """A result that misses its gate is kept; see the page on evidence among the decisions."""
+    claim = await running(job_store)
+    missed = failure().model_copy(update={"code": "gate-failed"})
+    await job_store.finish(claim.job.id, claim.fence, state="failed", error=missed, files=FILES)
+    await job_store.retry(claim.job.id, "local", fresh=True)
+    assert await job_store.files(claim.job.id) == FILES
+    again = await claimed(job_store)
+    assert await job_store.files(claim.job.id) == FILES
+    newer = {"manifest.json": "t/local/newer.json"}
+    await job_store.finish(again.job.id, again.fence, state="succeeded", files=newer)
+    assert await job_store.files(claim.job.id) == newer
+
+
 async def test_a_pause_reaches_the_worker_and_costs_no_failure(job_store: JobStore) -> None:
     claim = await running(job_store)
     await job_store.record(claim.job.id, claim.fence, block=block_record(0))

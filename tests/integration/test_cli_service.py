@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from api_process import ApiProcess, PlayedWorker
 from run_cli import bitpress, start_bitpress
-from sample_report import sample_perplexity
+from sample_report import PROVENANCE, sample_perplexity
 from service_helpers import block_record
 
-from bitpress.artifacts import BlockReport, DivergenceReport, LinearReport, Report
+from bitpress.artifacts import BlockReport, DivergenceReport, LinearReport, LoadCheck, Report
 from bitpress.client import Client
 from bitpress.jobs import Job, Progress, parse_spec
 
@@ -76,14 +76,17 @@ def report_of(job: Job, perplexity: float = 11.5) -> Report:
             "/texts/held-out.txt": DivergenceReport(kl=0.02, kl_interval=None, agreement=0.9, agreement_interval=None)
         },
         error_growth=(0.004,),
+        tasks={},
         gate_misses=None,
         failures=(),
+        load_check=LoadCheck(outcome="not-done", detail="never"),
         blocks=(BlockReport(index=0, sha256="0" * 64, bytes=1856, seconds=3, linears=linears),),
         phases={"calibrating": 75.0, "evaluating": 4.0},
+        processes=(),
         peak_bytes=123_000_000,
         peak_device_bytes=0,
         ledger=(),
-        versions={"torch": "x"},
+        provenance=PROVENANCE,
     )
 
 

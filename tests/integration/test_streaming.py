@@ -84,7 +84,7 @@ def test_a_job_over_a_bucket_is_the_job_over_the_directory(
         report = run(spec, out)
         written = {path.relative_to(out).as_posix(): _sha256(path) for path in out.rglob("*") if path.is_file()}
         evidence = [path for path in written if path.startswith("blocks/") and path.endswith(".json")]
-        for path in ("report.json", "report.md", "report.html", "manifest.json", *evidence):
+        for path in ("report.json", "report.md", "report.html", "README.md", "manifest.json", *evidence):
             del written[path]
         files.append((written, list(report.perplexity.values())))
     assert {"skeleton.safetensors", "config.json", "blocks/00003.safetensors"} < files[0][0].keys()

@@ -157,6 +157,15 @@ async def test_files_of_the_artifact_come_with_hash_and_size(api: Api) -> None:
         assert Report.model_validate_json(answer.content) == sample_report(job_spec())
 
 
+async def test_a_report_of_another_version_says_so(api: Api) -> None:
+    job = await api.succeeded_job({"report.json": b'{"version": 1}'})
+    async with logged_in(api) as client:
+        answer = await client.get(f"/ui/jobs/{job.id}/report")
+        assert answer.status_code == 409 and "the report is of version 1" in text_of(answer.text)
+        page = await client.get(f"/ui/jobs/{job.id}")
+    assert page.status_code == 200 and "the report is of version 1" in text_of(page.text)
+
+
 async def test_a_job_without_a_report_has_no_page_of_it(api: Api) -> None:
     job, _ = await api.jobs.create("local", job_spec())
     async with logged_in(api) as client:

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -46,17 +46,18 @@ class Api:
         key = await self.keys.create(tenant, scopes) if scopes else await self.keys.create(tenant)
         return {"Authorization": f"Bearer {key}"}
 
-    async def succeeded_job(self) -> Job:
-        """A job that left CONTENTS behind."""
-        job, _ = await self.jobs.create("local", job_spec())
-        claim = await self.jobs.claim("worker", LEASE)
-        assert claim is not None and claim.job.id == job.id
-        keys = {name: job_key("local", job.id, claim.fence, name) for name in (*CONTENTS, MANIFEST)}
-        for name, content in CONTENTS.items():
+    async def succeeded_job(self, contents: Mapping[str, bytes] = CONTENTS, tenant: str = "local") -> Job:
+        """A job that left these files behind."""
+        job, _ = await self.jobs.create(tenant, job_spec())
+        while (claim := await self.jobs.claim("worker", LEASE)) is not None and claim.job.id != job.id:
+            await self.jobs.release(claim.job.id, claim.fence, delay_seconds=3600)  # an older one, which waits on
+        assert claim is not None
+        keys = {name: job_key(tenant, job.id, claim.fence, name) for name in (*contents, MANIFEST)}
+        for name, content in contents.items():
             self.artifacts.put_bytes(keys[name], content)
         files = tuple(
             ArtifactFile(name=name, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-            for name, content in CONTENTS.items()
+            for name, content in contents.items()
         )
         manifest = Manifest(spec=job.spec, fingerprint="0" * 64, files=files)
         self.artifacts.put_bytes(keys[MANIFEST], manifest.model_dump_json().encode())

@@ -1,17 +1,31 @@
 """A report with everything a page has to show, small, and with names as nasty as a user may make them."""
 
 from bitpress.artifacts import (
+    Accuracy,
     BlockReport,
     DivergenceReport,
     Interval,
     LedgerEntry,
     LinearReport,
+    LoadCheck,
     PerplexityReport,
+    ProcessCost,
+    Provenance,
     Report,
+    TaskReport,
 )
 from bitpress.jobs import JobSpec
 
 NASTY = "<script>alert('x')</script>\"'&"
+PROVENANCE = Provenance(
+    version="0.1.0",
+    code_sha256="a" * 64,
+    weights_sha256="b" * 64,
+    tokens_sha256="c" * 64,
+    seeds={"calibration": 0},
+    devices=("EPYC",),
+    versions={"python": "3.11"},
+)
 PLACES = ("self_attn.q_proj", "mlp.experts.0.up_proj", "mlp.experts.1.up_proj")
 
 
@@ -33,14 +47,35 @@ def sample_report(spec: JobSpec, bits: float = 3.5, perplexity: float = 20.0, bl
             )
         },
         error_growth=tuple(0.01 * (index + 1) for index in range(blocks)),
+        tasks={},
         gate_misses=None,
         failures=(),
+        load_check=LoadCheck(
+            outcome="equal", opened="whole", num_tokens=32, difference=0.0, tolerance=1e-4, detail="sums"
+        ),
         blocks=tuple(_block(index) for index in range(blocks)),
         phases={"calibrating": 61.0, "evaluating": 3.0},
         peak_bytes=2**30,
         peak_device_bytes=0,
         ledger=(LedgerEntry(kind="dead-columns", where=f"block 1, {NASTY}", detail="3 of 64"),),
-        versions={"python": "3.11"},
+        processes=(
+            ProcessCost(
+                part="job", device="EPYC", peak_bytes=2**30, peak_device_bytes=0, bytes_read=10**9, bytes_written=10**6
+            ),
+        ),
+        provenance=PROVENANCE,
+    )
+
+
+def sample_task(compressed: float = 0.6) -> TaskReport:
+    return TaskReport(
+        num_examples=100,
+        dense=Accuracy(value=0.65, standard_error=0.048),
+        compressed=Accuracy(value=compressed, standard_error=0.049),
+        dense_normalized=None,
+        compressed_normalized=None,
+        drop=Accuracy(value=0.65 - compressed, standard_error=0.02),
+        prompts_sha256="d" * 64,
     )
 
 

@@ -5,8 +5,10 @@ import json
 import os
 import signal
 import sys
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 # Read by MKL when it is loaded: a GEMM's bits must not depend on where its operands lie in memory.
@@ -59,6 +61,26 @@ def run(
     console.print(f"The artifacts are in {out}, one directory for each member.")
     if errors := {member.error for member in comparison.members if member.error}:
         raise typer.Exit(GATE_MISSED if errors == {GateFailed.code} else FAILED)
+
+
+@app.command()
+def replay(
+    manifest: Annotated[Path, typer.Argument(help="manifest.json of an artifact")],
+    out: Annotated[Path | None, typer.Option("--out", help="keep what the second run makes here")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the outcome as one JSON document")] = False,
+) -> None:
+    """Run an artifact's job again, in this process, and say whether the bytes are equal; exit code 1: they are not."""
+    from bitpress.progress import ProgressBars
+    from bitpress_workers.replay import replay as run_again
+
+    with ExitStack() as stack:
+        directory = out or Path(stack.enter_context(TemporaryDirectory(prefix="bitpress-replay-")))
+        bars = stack.enter_context(ProgressBars(console))
+        show = partial(bars.update, "replay", state=JobState.RUNNING)
+        found = run_again(manifest, directory, show, _settings().device_memory_gib)
+    print(found.model_dump_json(indent=1) if as_json else found.words())
+    if not found.equal:
+        raise typer.Exit(FAILED)
 
 
 @app.command()

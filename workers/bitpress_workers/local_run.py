@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bitpress.artifacts import MANIFEST, REPORT, Manifest, Report
+from bitpress.artifacts import MANIFEST, REPORT, Manifest, Report, parse_report
 from bitpress.errors import BitpressError, Conflict
 from bitpress.jobs import Evaluation, JobSpec, Progress
 from bitpress.sweeps import Comparison, SweepSpec
@@ -128,7 +128,7 @@ def _finished(directory: Path, spec: JobSpec) -> Report | None:
     done = Manifest.model_validate_json(manifest.read_text()).spec
     if done.model_copy(update={"devices": spec.devices}) != spec:
         raise Conflict(f"{directory} holds a finished job with another spec; choose another directory")
-    return Report.model_validate_json((directory / REPORT).read_text())
+    return parse_report((directory / REPORT).read_bytes())
 
 
 def _site(directory: Path, device_memory_gib: float | None) -> Site:

@@ -26,6 +26,12 @@ def run(context: typer.Context) -> None:
     _become_worker("run", context.args)
 
 
+@app.command(rich_help_panel=MACHINE, context_settings=PASS_ON, add_help_option=False)
+def replay(context: typer.Context) -> None:
+    """Run an artifact's job again and say whether the bytes are equal: replay MANIFEST."""
+    _become_worker("replay", context.args)
+
+
 @app.command(name="demo-model", rich_help_panel=MACHINE, context_settings=PASS_ON, add_help_option=False)
 def demo_model(context: typer.Context) -> None:
     """Write the demo's model as a checkpoint: demo-model DIR."""

@@ -15,6 +15,7 @@ from bitpress.cli.ids import whole_id, whole_ids
 from bitpress.cli.output import plain_table, print_json, print_table, say, size
 from bitpress.client import Client
 from bitpress.comparison import compare, differences, require_same_evaluation, to_csv
+from bitpress.comparison_page import to_html
 from bitpress.config import find_service
 from bitpress.methods import MethodConfig, PTQ161Config
 from bitpress.progress import duration
@@ -57,6 +58,9 @@ def report(
 def compare_jobs(
     job_ids: JobIds,
     as_csv: Annotated[bool, typer.Option("--csv", help="Every figure, as CSV.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page of its own, with a figure for each text.")
+    ] = None,
     anyway: Annotated[bool, typer.Option("--anyway", help="Also when they were not evaluated alike.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -69,25 +73,26 @@ def compare_jobs(
     else:
         require_same_evaluation(reports)
     rows = compare(reports)
+    if html:
+        html.write_text(to_html(reports), encoding="utf-8")
+        say(f"{html}: open it in a browser; it needs nothing else")
+        return
     if as_json:
         print_json(rows)
         return
     if as_csv:
         typer.echo(to_csv(rows), nl=False)
         return
-    table = plain_table("text", "job", "method", "bits", "perplexity", "increase", "KL", "same top token", "front")
+    head = ("text", "job", "name", "bits", "perplexity", "increase", "KL", "same top token", "accuracy", "front")
+    table = plain_table(*head)
+    forms = {
+        "perplexity": "{:.3f}", "increase_percent": "{:+.2f} %", "kl": "{:.5f}", "agreement": "{:.2%}",
+        "accuracy": "{:.4f}",
+    }  # fmt: skip
     for row in rows:
-        table.add_row(
-            Path(str(row["dataset"])).name,
-            str(row["job"]),
-            str(row["method"]),
-            f"{row['bits_per_weight']:.3f}",
-            f"{row['perplexity']:.3f}",
-            f"{row['increase_percent']:+.2f} %",
-            f"{row['kl']:.5f}",
-            f"{row['agreement']:.2%}",
-            str(row["on_front"]),
-        )
+        figures = ("" if row[column] == "" else form.format(row[column]) for column, form in forms.items())
+        where = (Path(str(row["dataset"])).name, str(row["job"]), str(row["name"]), f"{row['bits_per_weight']:.3f}")
+        table.add_row(*where, *figures, str(row["on_front"]))
     print_table(table)
 
 
@@ -104,6 +109,10 @@ def summary(report: Report) -> dict[str, str]:
         **{
             f"perplexity {Path(name).name}": f"{value.dense:.3f} -> {value.compressed:.3f}"
             for name, value in report.perplexity.items()
+        },
+        **{
+            f"accuracy {name}": f"{task.dense.value:.4f} -> {task.compressed.value:.4f}"
+            for name, task in report.tasks.items()
         },
         "mean relative error": f"{sum(linear.relative_error for linear in linears) / len(linears):.4g}",
         "outlier share": f"{outliers / sum(weights):.3%}",

@@ -41,7 +41,7 @@ class FileList(BaseModel):
 
 @router.get("/artifacts")
 async def list_files(job_id: str, caller: ArtifactReader, jobs: Jobs, artifacts: Artifacts) -> FileList:
-    keys = await _keys(jobs, job_id, caller.tenant)
+    keys = await files_of(jobs, job_id, caller.tenant)
     manifest = await _read(artifacts, keys[MANIFEST])
     return FileList(data=(*Manifest.model_validate_json(manifest).files, _manifest_file(manifest)))
 
@@ -65,7 +65,7 @@ async def download(
     if_range: Annotated[str | None, Header()] = None,
 ) -> Response:
     """A file by its name in the manifest; its ETag is its SHA-256."""
-    keys = await _keys(jobs, job_id, caller.tenant)
+    keys = await files_of(jobs, job_id, caller.tenant)
     file = await _file(artifacts, keys, name)
     if settings.presign_seconds and (url := artifacts.presign(keys[name], settings.presign_seconds)):
         return RedirectResponse(url, 307)
@@ -82,7 +82,7 @@ async def download(
 @router.get("/report", responses={200: {"content": {"application/json": {}} | {kind: {} for kind in WRITTEN}}})
 async def report(request: Request, job_id: str, caller: JobReader, jobs: Jobs, artifacts: Artifacts) -> Response:
     """The report as JSON, as text for `Accept: text/markdown`, as a page of its own for `Accept: text/html`."""
-    keys = await _keys(jobs, job_id, caller.tenant)
+    keys = await files_of(jobs, job_id, caller.tenant)
     kind = next((kind for kind in WRITTEN if accepts(request, kind)), None)
     if kind is None:
         return Response(await _read(artifacts, keys[REPORT]), media_type="application/json", headers={"Vary": "Accept"})
@@ -92,7 +92,8 @@ async def report(request: Request, job_id: str, caller: JobReader, jobs: Jobs, a
     return Response(await _read(artifacts, keys[WRITTEN[kind]]), media_type=f"{kind}; charset=utf-8", headers=headers)
 
 
-async def _keys(jobs: JobStore, job_id: str, tenant: str) -> dict[str, str]:
+async def files_of(jobs: JobStore, job_id: str, tenant: str) -> dict[str, str]:
+    """Keys of a job's artifact by file name. Raises NotFound when there is no such job of the tenant, or none."""
     job = await jobs.get(job_id, tenant)
     files = await jobs.files(job_id)
     if not files:

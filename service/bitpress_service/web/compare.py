@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from bitpress.artifacts import Report
 from bitpress.comparison import compare as compare_reports
-from bitpress.comparison import differences
+from bitpress.comparison import differences, equal_groups
 from bitpress.jobs import Job, JobFilter, JobState
 from bitpress.plots import Point, scatter
 from bitpress_service.routes.dependencies import Artifacts, JobReader, Jobs
@@ -21,7 +21,6 @@ router = APIRouter(prefix="/compare", route_class=SessionRoute)
 
 MOST = 12
 OFFERED = 50
-EQUAL_BITS = 0.02  # jobs whose bits per weight differ by less than this share may be compared as they stand
 
 
 @dataclass(frozen=True)
@@ -89,14 +88,10 @@ def _datasets(entries: Sequence[Entry]) -> list[str]:
 
 
 def _equal_groups(entries: Sequence[Entry]) -> list[str]:
-    """Letters of neighbours that need no more bits than the first of their group, up to EQUAL_BITS."""
-    groups: list[list[Entry]] = []
-    for entry in entries:
-        if groups and entry.report.bits_per_weight <= groups[-1][0].report.bits_per_weight * (1 + EQUAL_BITS):
-            groups[-1].append(entry)
-        else:
-            groups.append([entry])
-    return [", ".join(entry.letter for entry in group) for group in groups if len(group) > 1]
+    """Letters of those that store equal bits."""
+    letters = {entry.job.id: entry.letter for entry in entries}
+    groups = equal_groups({entry.job.id: entry.report for entry in entries})
+    return [", ".join(letters[job_id] for job_id in group) for group in groups if len(group) > 1]
 
 
 def _plot(entries: Sequence[Entry], dataset: str) -> Plot:

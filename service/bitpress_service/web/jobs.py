@@ -8,8 +8,8 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from bitpress.advice import advice
-from bitpress.artifacts import REPORT, Report
-from bitpress.errors import NotFound, StoreError
+from bitpress.artifacts import REPORT, Report, parse_report
+from bitpress.errors import ArtifactError, NotFound, StoreError
 from bitpress.jobs import Event, Job, JobFilter, JobState, LogEvent
 from bitpress_service.artifactstore import ArtifactStore
 from bitpress_service.jobstore import JobStore
@@ -95,8 +95,8 @@ async def _find(jobs: JobStore, tenant: str, chosen: Filter, after: str | None) 
 async def show(request: Request, job_id: str, caller: JobReader, jobs: Jobs, artifacts: Artifacts) -> Response:
     job = await jobs.get(job_id, caller.tenant)
     events = await jobs.events(job.id, limit=event_routes.ALL_EVENTS)
-    report = await read_report(jobs, artifacts, job)
-    has_files = report is not None and "artifacts:read" in caller.scopes
+    report, unread = await _report_or_reason(jobs, artifacts, job)
+    has_files = (report or unread) and "artifacts:read" in caller.scopes
     files = (await artifact_routes.list_files(job_id, caller, jobs, artifacts)).data if has_files else ()
     return render(
         request,
@@ -108,6 +108,7 @@ async def show(request: Request, job_id: str, caller: JobReader, jobs: Jobs, art
         last_event=events[-1].id if events else "0",
         files=files,
         report=report,
+        unread=unread,
         totals=totals(report) if report else None,
         heat=heat_tables(report.blocks) if report else (),
     )
@@ -164,8 +165,16 @@ def _log_tail(events: Sequence[Event]) -> list[LogEvent]:
     return [event for event in events if isinstance(event, LogEvent)][-LOG_LINES:]
 
 
+async def _report_or_reason(jobs: JobStore, artifacts: ArtifactStore, job: Job) -> tuple[Report | None, str]:
+    """The report, or why there is one that cannot be shown: the rest of the page does not need it."""
+    try:
+        return await read_report(jobs, artifacts, job), ""
+    except ArtifactError as error:
+        return None, error.message
+
+
 async def read_report(jobs: JobStore, artifacts: ArtifactStore, job: Job) -> Report | None:
     files = await jobs.files(job.id)
     if REPORT not in files:
         return None
-    return Report.model_validate_json(await run_in_threadpool(artifacts.get_bytes, files[REPORT]))
+    return parse_report(await run_in_threadpool(artifacts.get_bytes, files[REPORT]))

@@ -118,7 +118,7 @@ def test_set_of_an_unknown_field_is_an_invalid_job() -> None:
     ("code", "expected"),
     [("not-found", 3), ("unauthorized", 4), ("forbidden", 4), ("invalid-job", 5), ("conflict", 5), ("unavailable", 6),
      ("too-many-jobs", 6), ("internal", 6), ("cancelled", 8), ("bad-artifact", 1), ("gate-failed", 9),
-     ("evaluation-failed", 1), ("numerical-failure", 1)],
+     ("evaluation-failed", 1), ("load-check-failed", 1), ("numerical-failure", 1)],
 )  # fmt: skip
 def test_every_error_has_its_exit_code(code: str, expected: int) -> None:
     assert exit_code(errors.ERRORS[code]("x")) == expected

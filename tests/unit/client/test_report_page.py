@@ -5,11 +5,11 @@ from html.parser import HTMLParser
 
 import pytest
 from http_answers import SPEC
-from sample_report import NASTY, sample_report
+from sample_report import NASTY, sample_report, sample_task
 
 from bitpress.artifacts import GateMiss, PartFailure, Report
 from bitpress.jobs import parse_spec
-from bitpress.plots import Mark, Point, columns, rows, scatter
+from bitpress.plots import Mark, Point, columns, rows, scatter, standalone
 from bitpress.report_page import to_html
 
 
@@ -48,6 +48,12 @@ def test_it_needs_nothing_from_elsewhere_and_runs_nothing(report: Report) -> Non
     assert len(page) < 1_000_000
 
 
+def test_tasks_are_shown_where_there_are_any(report: Report) -> None:
+    assert "Zero-shot" not in to_html(report)
+    page = to_html(report.model_copy(update={"tasks": {"piqa": sample_task()}}))
+    assert "Zero-shot" in page and "0.6500 ± 0.0480" in page and "-5.0%" in page
+
+
 def test_it_shows_every_linear_and_every_figure(report: Report) -> None:
     page = to_html(report)
     # Perplexity, error by block, error growth, bits, outliers, phases.
@@ -70,6 +76,13 @@ def test_it_says_what_the_result_falls_short_of(report: Report, changes: dict[st
     assert words in to_html(report.model_copy(update=changes))
 
 
+def test_values_far_apart_are_shown_by_their_logarithms() -> None:
+    values = (10.0, 100.0, 1000.0)
+    points = [Point(float(place), value, (value, value), "", "") for place, value in enumerate(values)]
+    marks = [float(mark.attrib["cy"]) for mark in ElementTree.fromstring(scatter(points, "x", "y")).iter("circle")]
+    assert marks[0] - marks[1] == pytest.approx(marks[1] - marks[2], abs=0.2)
+
+
 def test_a_report_without_evaluation_has_a_page(report: Report) -> None:
     bare = report.model_copy(update={"perplexity": {}, "divergence": {}, "error_growth": ()})
     page = to_html(bare)
@@ -79,7 +92,14 @@ def test_a_report_without_evaluation_has_a_page(report: Report) -> None:
 def test_figures_are_well_formed_and_marks_lie_inside() -> None:
     marks = [Mark(str(place // 2), value, f"<{place}>") for place, value in enumerate([0.0, 1.0, 3.0, 2.0])]
     points = [Point(3.0, 20.0, (19.0, 21.0), "a", "a & b"), Point(16.0, 18.0, (18.0, 18.0), "dense", "c")]
-    for figure in (columns(marks, "block", 'what "it" is'), rows(marks, "time"), scatter(points, "bits", "perplexity")):
+    far = [*points, Point(2.0, 4000.0, (3000.0, 5000.0), "far", "d")]
+    for figure in (
+        columns(marks, "block", 'what "it" is'),
+        rows(marks, "time"),
+        scatter(points, "bits", "perplexity"),
+        scatter(far, "bits", "perplexity", far[:2]),
+        standalone(scatter(far, "bits", "perplexity")).replace("xmlns", "ns"),
+    ):
         tree = ElementTree.fromstring(figure)
         width, height = (float(number) for number in tree.attrib["viewBox"].split()[2:])
         for shape in tree.iter():

@@ -149,7 +149,7 @@ def test_independent_blocks_are_passed_once_or_twice_and_need_all_activations_on
     calibration = {"dataset": "c4", "num_sequences": 64}
     half = plan(spec_of(opt, method, strategy="independent", devices=8, calibration=calibration))
     assert eight.peak_device_bytes - half.peak_device_bytes >= TOKENS * 9216  # 2 bytes each, of half the tokens
-    assert eight.bytes_read < exact.bytes_read / 4
+    assert eight.bytes_read < exact.bytes_read * 0.4  # in both one shard reads all once more, for the artifact's check
     assert "exchange" not in alone.phases
     assert eight.phases["exchange"].bytes == 7 * 2 * TOKENS * 9216
 

@@ -68,6 +68,7 @@ class Checkpoint:
     def __init__(self, source: Source, config: PreTrainedConfig, tensors: Mapping[str, TensorInfo]) -> None:
         self._source, self.config, self.tensors = source, config, tensors
         self.uri, self.revision, self.path = source.uri, source.revision, source.companions
+        self._reads: list[int] = []  # bytes of each, by whichever thread
 
     @classmethod
     def open(cls, uri: str, revision: str | None = None) -> Self:
@@ -94,7 +95,13 @@ class Checkpoint:
             pieces += [(info, at, part) for at, part in enumerate(raw.split(PIECE_BYTES))]
         with ThreadPoolExecutor(READERS) as readers:
             list(readers.map(_read_piece, pieces))
+        self._reads.append(sum(tensor.nbytes for tensor in tensors.values()))
         return tensors
+
+    @property
+    def bytes_read(self) -> int:
+        """Of tensors, so far."""
+        return sum(self._reads)
 
     def companion_files(self) -> list[Path]:
         """The files an artifact carries over: config, tokenizer, licence; never weights or code."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bitpress_workers.models.skeleton import Arguments, Skeleton
+from bitpress_workers.pipeline.prompts import padded
 
 
 class Activations:
@@ -24,16 +25,21 @@ class Activations:
         batches: Sequence[range],
         on_host: bool = False,
         states: Iterator[Tensor] | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> None:
         """Embed the sequences of `batches`, given as ranges of tokens_NS's rows.
 
         on_host: keep them in host memory, and one micro-batch at a time on the device; no bit depends on it.
         states: hidden states of each micro-batch, further on in the network, that are taken instead.
+        lengths: of all sequences, which are padded on their right; None: all are as long as tokens_NS is wide.
         """
         self._skeleton, self._on_host = skeleton, on_host
         self.num_forwards = 0
         self._batches = list(batches)
-        self.tokens = [tokens_NS[batch.start : batch.stop] for batch in batches]
+        widths = [padded(max(lengths[row] for row in batch)) if lengths else tokens_NS.shape[1] for batch in batches]
+        self.tokens = [
+            tokens_NS[batch.start : batch.stop, :width] for batch, width in zip(batches, widths, strict=True)
+        ]
         self._hidden: list[Tensor] = []
         self._arguments: dict[torch.Size, Arguments] = {}
         for tokens_BS in self.tokens:
@@ -53,6 +59,11 @@ class Activations:
             for index, part in enumerate(slices)
             if (found := [n for n, batch in enumerate(self._batches) if batch.start in part])
         }
+
+    def sequences(self) -> Iterator[tuple[int, int, int]]:
+        """Of every sequence its micro-batch, its place there, and its number among all of all shards."""
+        for number, batch in enumerate(self._batches):
+            yield from ((number, place, row) for place, row in enumerate(batch))
 
     def size(self, batch: int) -> int:
         return len(self._batches[batch])

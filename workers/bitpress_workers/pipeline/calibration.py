@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bitpress.errors import CalibrationError
-from bitpress.jobs import Calibration
+from bitpress.jobs import Calibration, canonical_json
 from bitpress_workers.pipeline.documents import Documents, load_documents
 
 # Perplexity on C4 as published tables give it (`datautils.py` of https://github.com/IST-DASLab/gptq): `c4` is 256
@@ -78,6 +78,11 @@ def tokens_sha256(tokens: Tensor) -> str:
     digest = hashlib.sha256(str(list(tokens.shape)).encode())
     digest.update(tokens.contiguous().numpy().astype("<i8").tobytes())
     return digest.hexdigest()
+
+
+def list_sha256(sequences: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> str:
+    """Hash of pairs of token sequences of any length."""
+    return hashlib.sha256(canonical_json(sequences).encode()).hexdigest()
 
 
 def _drawn_windows(documents: Documents, length: int, count: int, tokenizer: PreTrainedTokenizerBase) -> Windows:

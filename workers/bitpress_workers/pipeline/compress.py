@@ -25,6 +25,7 @@ class Track:
     """One member's way through all blocks: where what it makes goes, and what is there.
 
     root: the start of the hash chain over all that determines a block's bytes: tokens, method, versions.
+    weights: the chain over the dense blocks alone, as far as they were read.
     """
 
     member: Member
@@ -33,6 +34,7 @@ class Track:
     root: str
     published: dict[int, tuple[BlockRecord, Sidecar]] = field(init=False)
     records: dict[int, tuple[BlockRecord, Sidecar]] = field(default_factory=dict)
+    weights: str = ""
 
     def __post_init__(self) -> None:
         self.published = self.publisher.published()
@@ -81,6 +83,7 @@ class Way:
         track.meter.block(index)
         self._take_up()
         self._chain = chain_link(self._chain, weights)
+        track.weights = chain_link(track.weights, weights)
         self._solver.enter()
         if index in track.published:
             record = track.reuse(index, self._chain)

@@ -1,38 +1,31 @@
-"""The end of a job: everything beside the blocks and the exports, and the manifest last of all."""
+"""The end of a job: everything beside the blocks and the exports; the report, and the manifest last of all."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from bitpress.artifacts import REPORT, ArtifactFile, Report
-from bitpress.jobs import JobSpec
 from bitpress.report_page import to_html
 from bitpress_service.jobstore import BlockRecord
 from bitpress_workers.pipeline.block_file import Published
-from bitpress_workers.pipeline.publish import Publisher, Sidecar, block_name, sidecar_name
+from bitpress_workers.pipeline.publish import OUTER, Publisher, Sidecar, block_name, sidecar_name
 from bitpress_workers.pipeline.report import to_markdown
 
-OUTER = "skeleton.safetensors"
 INDEX = "model.safetensors.index.bitpress.json"
 
 Records = Sequence[tuple[BlockRecord, Sidecar]]
+Files = dict[ArtifactFile, str]  # with the keys of their objects
 
 
-def conclude(
-    publisher: Publisher,
-    spec: JobSpec,
-    records: Records,
-    outer: Published,
-    exported: Mapping[ArtifactFile, str],
-    companions: Sequence[Path],
-    report: Report,
-) -> None:
-    """Publish reports and configs, then the manifest over all files.
+def publish_model(
+    publisher: Publisher, records: Records, outer: Published, companions: Sequence[Path], card: str
+) -> Files:
+    """Publish configs and the model card beside the model's weights; returns all files of the model.
 
-    outer: the file OUTER, which lies in the store already, as do the blocks and what was exported (with their
-    keys). companions: files of the checkpoint that go into the artifact as they are.
+    outer: the file OUTER, which lies in the store already, as do the blocks. companions: files of the checkpoint
+    that go into the artifact as they are.
     """
-    files = dict(exported)
+    files: Files = {}
     for record, sidecar in records:
         files[ArtifactFile(name=record.name, bytes=record.bytes, sha256=record.sha256)] = record.key
         evidence = sidecar.model_dump_json().encode()
@@ -42,12 +35,22 @@ def conclude(
     small = {path.name: path.read_bytes() for path in companions}
     small["config.json"] = _with_quantization(small["config.json"], [sidecar for _, sidecar in records])
     small[INDEX] = _weight_index(records, outer)
-    small[REPORT] = report.model_dump_json(indent=1).encode()
-    small["report.md"] = to_markdown(report).encode()
-    small["report.html"] = to_html(report).encode()
-    for name, data in small.items():
-        files[publisher.file(name, data)] = publisher.key_of(name)
-    publisher.finish(spec, records[-1][1].chain, files)
+    small["README.md"] = card.encode()
+    return files | _published(publisher, small)
+
+
+def publish_report(publisher: Publisher, report: Report) -> Files:
+    """Publish the report in all its forms."""
+    forms = {
+        REPORT: report.model_dump_json(indent=1),
+        "report.md": to_markdown(report),
+        "report.html": to_html(report),
+    }
+    return _published(publisher, {name: text.encode() for name, text in forms.items()})
+
+
+def _published(publisher: Publisher, small: dict[str, bytes]) -> Files:
+    return {publisher.file(name, data): publisher.key_of(name) for name, data in small.items()}
 
 
 def _with_quantization(config: bytes, sidecars: Sequence[Sidecar]) -> bytes:

@@ -63,6 +63,8 @@ class IndependentLoop:
 
     def _take(self, track: Track, index: int, lone: LoneBlocks) -> None:
         chain = chain_link(track.root, lone.chain)
+        if index + 1 == len(track.member.plan.blocks):
+            track.weights = lone.chain
         if index in track.published:
             track.reuse(index, chain)
             return

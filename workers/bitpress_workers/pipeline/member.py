@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from bitpress.artifacts import Report
 from bitpress.errors import BitpressError, Cancelled, OutOfMemory, WorkerLost
 from bitpress.jobs import JobSpec
@@ -29,7 +31,9 @@ class FleetSpoiled(Exception):
 class Member:
     """One job of a run. number: its place in the run. key_of: where its files go.
 
-    What it has come to when the run is over is its `report` or its `error`.
+    What it has come to when the run is over is its `report` or its `error`. logits: of the compressed model on the
+    prompt that the artifact is checked with, [tokens, vocabulary]. weights_sha256: of the checkpoint, once all of
+    it was read.
     """
 
     number: int
@@ -45,6 +49,8 @@ class Member:
     targets: Sequence[Target] = field(init=False)
     records: Sequence[tuple[BlockRecord, Sidecar]] = field(init=False)
     quality: Quality | None = None
+    logits: Tensor | None = None
+    weights_sha256: str = ""
 
     @property
     def damping(self) -> float | None:

@@ -59,7 +59,8 @@ def outlook(spec: JobSpec, devices: Devices, rates: Rates | None, rates_from: Ra
     stored = sum(block.stored_bytes for block in sizes.blocks)
     outer = sum(tensor.bytes for tensor in sizes.outer.values())
     passes = 2 if getattr(spec.method, "preprocessing", None) else 1
-    evaluated = stored + sum(files) if num_windows else 0
+    # One shard takes the prompt through that the artifact is checked with, and all of them texts.
+    evaluated = (plan.num_shards if num_windows else 1) * (stored + sum(files))
     calibrated = plan.num_shards * passes * stored
     if spec.strategy == "independent":  # every block by its own shard, all but the last range's twice
         calibrated = 2 * stored - stored // plan.num_shards
@@ -77,7 +78,7 @@ def outlook(spec: JobSpec, devices: Devices, rates: Rates | None, rates_from: Ra
         phases=phases,
         flops=sum(phase.flops for phase in phases.values()),
         seconds=sum(seconds) if seconds else None,
-        bytes_read=plan.num_shards * (outer + evaluated) + calibrated,
+        bytes_read=plan.num_shards * outer + evaluated + calibrated,
         bytes_written=passes * sum(files) + outer_bytes(sizes),
         peak_device_bytes=plan.memory.device_bytes,
         peak_host_bytes=plan.memory.host_bytes,
@@ -238,4 +239,6 @@ def _assumptions(spec: JobSpec, plan: Plan, rates: Rates | None) -> list[str]:
         found.append("times leave out what passes between shards: rates.link_gigabits is not stated")
     if spec.exports:
         found.append("exports are not counted")
+    if spec.evaluation.tasks:
+        found.append("zero-shot tasks are not counted; what they ask is known when the job has begun")
     return found

@@ -44,8 +44,8 @@ class ProgressMeter:
 
     def evaluated(self, block: int) -> None:
         self.blocks_done = self.num_blocks
-        share = CALIBRATION_SHARE + (1 - CALIBRATION_SHARE) * block / self.num_blocks
-        self._report("evaluating", None, share)
+        calibration = CALIBRATION_SHARE if self.evaluates else 1.0
+        self._report("evaluating", None, calibration + (1 - calibration) * block / self.num_blocks)
 
     def publishing(self) -> None:
         self.blocks_done = self.num_blocks

@@ -11,11 +11,13 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-from bitpress.artifacts import MANIFEST, ArtifactFile, BlockReport, LedgerEntry, Manifest
+from bitpress.artifacts import MANIFEST, ArtifactFile, BlockReport, LedgerEntry, Manifest, Provenance
 from bitpress.errors import ArtifactError, Conflict
 from bitpress.jobs import JobSpec, Progress
 from bitpress_service.artifactstore import ArtifactStore
 from bitpress_service.jobstore import BlockRecord
+
+OUTER = "skeleton.safetensors"  # what lies outside the blocks
 
 
 class Sidecar(BaseModel):
@@ -81,9 +83,12 @@ class Publisher:
         self.store.put_bytes(self.key_of(name), data)
         return ArtifactFile(name=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
-    def finish(self, spec: JobSpec, fingerprint: str, files: Mapping[ArtifactFile, str]) -> Manifest:
+    def finish(
+        self, spec: JobSpec, fingerprint: str, provenance: Provenance, files: Mapping[ArtifactFile, str]
+    ) -> Manifest:
         """Write the manifest over all files (with their keys), last of all, and record the artifact."""
-        manifest = Manifest(spec=spec, fingerprint=fingerprint, files=tuple(sorted(files, key=lambda file: file.name)))
+        in_order = tuple(sorted(files, key=lambda file: file.name))
+        manifest = Manifest(spec=spec, fingerprint=fingerprint, provenance=provenance, files=in_order)
         self.file(MANIFEST, manifest.model_dump_json(indent=1).encode())
         self.recorder.finish({file.name: key for file, key in files.items()} | {MANIFEST: self.key_of(MANIFEST)})
         return manifest

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from bitpress.artifacts import DivergenceReport, Interval, PartFailure, PerplexityReport
+from bitpress.artifacts import DivergenceReport, Interval, PartFailure, PerplexityReport, TaskReport
 from bitpress.errors import NumericalError
 from bitpress_workers.pipeline.calibration import Windows, tokens_sha256
 from bitpress_workers.pipeline.scoring import WindowScore
@@ -19,11 +19,12 @@ RESAMPLES, RESAMPLING_SEED, COVERAGE = 2000, 0, 0.95
 
 @dataclass(frozen=True)
 class Quality:
-    """What was found, by dataset; error_growth by block."""
+    """What was found, by dataset; error_growth by block; tasks by name."""
 
     perplexity: dict[str, PerplexityReport] = field(default_factory=dict)
     divergence: dict[str, DivergenceReport] = field(default_factory=dict)
     error_growth: tuple[float, ...] = ()
+    tasks: dict[str, TaskReport] = field(default_factory=dict)
     failures: tuple[PartFailure, ...] = ()
 
     @classmethod

@@ -1,49 +1,45 @@
 """The report of a job: numbers first gathered into Report, then written for people."""
 
-import importlib.metadata
-import platform
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from bitpress.artifacts import BlockReport, GateMiss, Interval, LedgerEntry, LinearReport, PerplexityReport, Report
+from bitpress.artifacts import (
+    BlockReport,
+    GateMiss,
+    Interval,
+    LedgerEntry,
+    LinearReport,
+    LoadCheck,
+    PerplexityReport,
+    ProcessCost,
+    Provenance,
+    Report,
+)
 from bitpress.jobs import JobSpec
 from bitpress.sweeps import Comparison, MemberResult
 from bitpress_workers.pipeline.publish import Sidecar
 from bitpress_workers.pipeline.quality import Quality
 
-Metric = Literal["perplexity_increase_percent", "kl_max", "agreement_min"]
-LIBRARIES = ("bitpress", "torch", "transformers", "safetensors", "ray", "datasets")
-
-
-def versions(device: str) -> dict[str, str]:
-    """Libraries, interpreter and machine: bits are promised per machine type and versions, not across."""
-    found = {"python": platform.python_version(), "machine": platform.machine(), "device": device}
-    for name in LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+Metric = Literal["perplexity_increase_percent", "kl_max", "agreement_min", "accuracy_drop_max"]
 
 
 def make_report(
     spec: JobSpec,
     sidecars: Sequence[Sidecar],
     quality: Quality,
+    load_check: LoadCheck,
     bytes_before: int,
     phases: Mapping[str, float],
-    peaks: Sequence[tuple[int, int]],
-    device: str,
+    processes: Sequence[ProcessCost],
+    provenance: Provenance,
     losses: Sequence[LedgerEntry],
 ) -> Report:
     """Gather a job's evidence.
 
-    bytes_before: of all compressed linears' weights in the checkpoint. peaks: (resident memory,
-    accelerator memory) in bytes of every process. losses: workers that were replaced.
+    bytes_before: of all compressed linears' weights in the checkpoint. losses: workers that were replaced.
     """
-    linears = [linear for sidecar in sidecars for linear in sidecar.report.linears]
-    num_weights = sum(linear.shape[0] * linear.shape[1] for linear in linears)
-    stored_bits = sum(_stored_bits(linear) for linear in linears)
+    blocks = tuple(sidecar.report for sidecar in sidecars)
+    num_weights, stored_bits = _weights_and_bits(blocks)
     return Report(
         spec=spec,
         bits_per_weight=stored_bits / num_weights,
@@ -53,33 +49,43 @@ def make_report(
         perplexity=quality.perplexity,
         divergence=quality.divergence,
         error_growth=quality.error_growth,
+        tasks=quality.tasks,
         gate_misses=gate_misses(spec, quality),
         failures=quality.failures,
-        blocks=tuple(sidecar.report for sidecar in sidecars),
+        load_check=load_check,
+        blocks=blocks,
         phases=dict(phases),
-        peak_bytes=max(host for host, _ in peaks),
-        peak_device_bytes=max(device_bytes for _, device_bytes in peaks),
+        processes=tuple(processes),
+        peak_bytes=max(process.peak_bytes for process in processes),
+        peak_device_bytes=max(process.peak_device_bytes for process in processes),
         ledger=tuple(entry for sidecar in sidecars for entry in sidecar.ledger) + tuple(losses),
-        versions=versions(device),
+        provenance=provenance,
     )
+
+
+def bits_per_weight(blocks: Sequence[BlockReport]) -> float:
+    """All stored bits of all linears by the number of their weights."""
+    num_weights, stored_bits = _weights_and_bits(blocks)
+    return stored_bits / num_weights
 
 
 def gate_misses(spec: JobSpec, quality: Quality) -> tuple[GateMiss, ...] | None:
     """What the result misses of its gate; None without a gate, or without what it is about."""
     if spec.gate is None or quality.failures:
         return None
-    misses = []
+    found: list[tuple[str, Metric, float, int]] = []  # the last: 1, the limit is the most that passes; -1: the least
     for name, divergence in quality.divergence.items():
-        increase = quality.perplexity[name].increase_percent
-        checks: tuple[tuple[Metric, float, float], ...] = (
-            ("perplexity_increase_percent", increase, 1),
-            ("kl_max", divergence.kl, 1),
-            ("agreement_min", divergence.agreement, -1),
-        )
-        for metric, found, sign in checks:
-            limit = getattr(spec.gate, metric)
-            if limit is not None and sign * found > sign * limit:
-                misses.append(GateMiss(metric=metric, dataset=name, limit=limit, found=found))
+        found += [
+            (name, "perplexity_increase_percent", quality.perplexity[name].increase_percent, 1),
+            (name, "kl_max", divergence.kl, 1),
+            (name, "agreement_min", divergence.agreement, -1),
+        ]
+    found += [(name, "accuracy_drop_max", task.drop.value, 1) for name, task in quality.tasks.items()]
+    misses = []
+    for name, metric, value, sign in found:
+        limit = getattr(spec.gate, metric)
+        if limit is not None and sign * value > sign * limit:
+            misses.append(GateMiss(metric=metric, dataset=name, limit=limit, found=value))
     return tuple(misses)
 
 
@@ -96,10 +102,10 @@ def to_markdown(report: Report) -> str:
         *([_growth(report)] if report.error_growth else []),
         "## Cost",
         _table(["phase", "seconds"], [[name, f"{seconds:.1f}"] for name, seconds in report.phases.items()]),
-        f"Peak resident memory of a process: {report.peak_bytes / 2**20:,.0f} MiB.",
+        _table(["part", "device", "peak memory, MiB", "of its accelerator", "read, MB", "written, MB"], _costs(report)),
         "## Ledger\n\n" + (_ledger(report) or "No deviation from the method."),
-        "## Versions",
-        _table(["what", "version"], [[name, version] for name, version in sorted(report.versions.items())]),
+        "## Provenance",
+        _table(["what", ""], [list(row) for row in report.provenance.rows()]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -117,8 +123,10 @@ def summary(report: Report) -> str:
             ],
         ),
         *([_divergence(report)] if report.divergence else []),
+        *([_tasks(report)] if report.tasks else []),
         *([f"**{problem.code}**: {problem.message}"] if (problem := report.problem()) else []),
         *(["The result passes its gate."] if report.gate_misses == () else []),
+        f"Load check: {report.load_check.words()}",
         f"Method: `{spec.method.model_dump_json()}`",
         f"Calibration: `{spec.calibration.model_dump_json()}`",
     ]  # fmt: skip
@@ -193,6 +201,20 @@ def _divergence(report: Report) -> str:
     return _table(head, rows) + "\n\nIn brackets: 95 % intervals, by bootstrap over the windows."
 
 
+def _tasks(report: Report) -> str:
+    head = ["task", "dense", "compressed", "drop", "normalized, dense", "compressed", "examples"]
+    rows = [
+        [
+            name,
+            *(str(found) for found in (task.dense, task.compressed, task.drop)),
+            *(str(found or "") for found in (task.dense_normalized, task.compressed_normalized)),
+            f"{task.num_examples}",
+        ]
+        for name, task in report.tasks.items()
+    ]
+    return _table(head, rows) + "\n\nZero-shot accuracy, by lm-eval, with its standard error."
+
+
 def _growth(report: Report) -> str:
     rows = [[str(index), f"{error:.5f}"] for index, error in enumerate(report.error_growth)]
     return (
@@ -218,6 +240,20 @@ def _linear_row(block: BlockReport, linear: LinearReport) -> list[str]:
     ]
 
 
+def _costs(report: Report) -> list[list[str]]:
+    return [
+        [
+            cost.part,
+            cost.device,
+            f"{cost.peak_bytes / 2**20:,.0f}",
+            f"{cost.peak_device_bytes / 2**20:,.0f}" if cost.peak_device_bytes else "",
+            f"{cost.bytes_read / 1e6:,.1f}",
+            f"{cost.bytes_written / 1e6:,.1f}",
+        ]
+        for cost in report.processes
+    ]
+
+
 def _ledger(report: Report) -> str:
     return "\n".join(f"* {entry.where}: {entry.detail} (`{entry.kind}`)" for entry in report.ledger)
 
@@ -227,5 +263,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def _stored_bits(linear: LinearReport) -> int:
-    return round(linear.bits_per_weight * linear.shape[0] * linear.shape[1])
+def _weights_and_bits(blocks: Sequence[BlockReport]) -> tuple[int, int]:
+    linears = [linear for block in blocks for linear in block.linears]
+    counts = [linear.shape[0] * linear.shape[1] for linear in linears]
+    bits = [round(linear.bits_per_weight * count) for linear, count in zip(linears, counts, strict=True)]
+    return sum(counts), sum(bits)

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 from bitpress.artifacts import ArtifactFile, Report
 from bitpress.errors import BitpressError, OutOfMemory
 from bitpress.jobs import JobSpec, ModelSource
@@ -19,23 +21,26 @@ from bitpress_workers.methods import create
 from bitpress_workers.methods.block_base import BlockMethod
 from bitpress_workers.models.checkpoint import Checkpoint
 from bitpress_workers.models.outline import Outline
-from bitpress_workers.pipeline.block_file import Published
+from bitpress_workers.pipeline.accounts import cost, provenance
+from bitpress_workers.pipeline.block_file import Published, chain_link
 from bitpress_workers.pipeline.calibration import tokens_sha256
 from bitpress_workers.pipeline.compress import BlockLoop, Track, Way, calibration_groups, chain_root
-from bitpress_workers.pipeline.conclusion import OUTER, conclude
+from bitpress_workers.pipeline.conclusion import Files, publish_model, publish_report
 from bitpress_workers.pipeline.evaluate import Evaluator, surviving
 from bitpress_workers.pipeline.export import Exporter
 from bitpress_workers.pipeline.fleet import Fleet, FleetMaker
 from bitpress_workers.pipeline.independent import IndependentLoop
 from bitpress_workers.pipeline.inputs import read_texts
+from bitpress_workers.pipeline.load_check import LoadChecker
 from bitpress_workers.pipeline.member import FleetSpoiled, Member, Members, MembersEnded
-from bitpress_workers.pipeline.memory import peak_resident_bytes
+from bitpress_workers.pipeline.model_card import model_card
 from bitpress_workers.pipeline.plan import Devices, Plan, make_plan
 from bitpress_workers.pipeline.preprocessing import Unrecorded, check_adapters, restore
 from bitpress_workers.pipeline.progress import FIRST_PASS_SHARE, RESTORING_SHARE, ProgressMeter
-from bitpress_workers.pipeline.publish import Publisher, Recorder
+from bitpress_workers.pipeline.publish import OUTER, Publisher, Recorder
+from bitpress_workers.pipeline.quality import RESAMPLING_SEED
 from bitpress_workers.pipeline.replacement import LastingFleet
-from bitpress_workers.pipeline.report import make_report
+from bitpress_workers.pipeline.report import bits_per_weight, make_report
 from bitpress_workers.pipeline.shard import Shard, ShardConfig, ShardMethod
 from bitpress_workers.pipeline.sizes import model_sizes
 from bitpress_workers.pipeline.solving import BlockTrainer, Solver, TapSolver
@@ -118,9 +123,10 @@ class Pipeline:
         checkpoint = self.checkpoint = Checkpoint.open(spec.model.uri, spec.model.revision)
         outline = self.outline = Outline(checkpoint)
         store = ArtifactStore.from_url(site.store_url)
+        evaluates = bool(spec.evaluation.datasets or spec.evaluation.tasks)
         for member in self.members:
             with self.members.part(member, on_shards=False):
-                member.meter = ProgressMeter(member.recorder, outline.num_blocks, bool(spec.evaluation.datasets))
+                member.meter = ProgressMeter(member.recorder, outline.num_blocks, evaluates)
                 member.meter.preparing()
                 member.publisher = Publisher(store, member.key_of, member.recorder)
         self.texts = read_texts(spec, checkpoint)
@@ -169,7 +175,7 @@ class Pipeline:
             raise OutOfMemory(f"on the {fleet.size} devices that are left {error.message}") from error
 
     def _make_plan(self, member: Member, spec: JobSpec) -> Plan:
-        num_windows = sum(map(len, self.texts.windows.values()))
+        num_windows = self.texts.num_windows
         num_members = len(self.members.all)
         return make_plan(spec, member.method, self.sizes, num_windows, self.site.devices, num_members)
 
@@ -196,6 +202,7 @@ class Pipeline:
         store = Publisher(ArtifactStore.from_url(store_url), str, Unrecorded(member.recorder))
         outer = self._outer_fingerprint(fleet)
         (track,) = self._exactly(fleet, [replace(self._track(member, outer), publisher=store, meter=meters[0])])
+        self._note_weights(track, outer)
         records = [record for record, _ in track.in_order()]
         restore(fleet, self.preprocessing, records, self.texts.documents, scratch / "restored", meters[1])
         self.opened = ModelSource(uri=str(scratch / "restored"))
@@ -213,9 +220,14 @@ class Pipeline:
         independent = self.members.first.spec.strategy == "independent"
         for track in self._independently(fleet, tracks) if independent else self._exactly(fleet, tracks):
             track.member.records = track.in_order()
+            self._note_weights(track, outer_weights)
 
     def _track(self, member: Member, outer_weights: str) -> Track:
         return Track(member, member.publisher, member.meter, self._chain_root(member, outer_weights))
+
+    def _note_weights(self, track: Track, outer_weights: str) -> None:
+        """Keep the hash of the weights that a member has met first, its checkpoint's own."""
+        track.member.weights_sha256 = track.member.weights_sha256 or chain_link(outer_weights, track.weights)
 
     def _outer_fingerprint(self, fleet: Fleet) -> str:
         return fleet.get([fleet.on(0, Shard.outer_fingerprint)])[0]
@@ -238,7 +250,7 @@ class Pipeline:
         if self.preprocessing:
             self.opened = self.original  # quality is measured against the original
             self._open(fleet, self.opened, self.site.store_url)
-        Evaluator(fleet, self.members).run(self.texts.windows)
+        Evaluator(fleet, self.members, self.texts.prompt, self.texts.zero_shot).run(self.texts.windows)
 
     def _solver(self, fleet: Fleet, track: Track) -> Solver:
         """How a member's method compresses a block in hand."""
@@ -261,28 +273,57 @@ class Pipeline:
         )
 
     def _conclude(self, member: Member) -> None:
-        """Export, report, publish what lies beside the blocks, and the manifest."""
+        """Export, publish what lies beside the blocks, open the result, report, and write the manifest."""
         assert member.quality is not None
         member.meter.publishing()
         exported = self._export(member)
-        peaks = [(peak_resident_bytes(), 0), *self.fleet.run(lambda fleet: fleet.get(fleet.all(Shard.peak_bytes)))]
+        model = self._publish_model(member)
+        with self._phase("checking"):
+            load_check = self._load_checker(member).run(model)
+        shards = self.fleet.run(lambda fleet: fleet.get(fleet.all(Shard.cost)))
+        made_with = provenance(
+            member.weights_sha256,
+            tokens_sha256(self.texts.tokens),
+            {"calibration": member.spec.calibration.seed, "intervals": RESAMPLING_SEED},
+            [shard.device for shard in shards],
+            self.site.devices.kind,
+        )
         sidecars = [sidecar for _, sidecar in member.records]
         report = make_report(
             member.spec,
             sidecars,
             member.quality,
+            load_check,
             self.bytes_before,
             self.phases,
-            peaks,
-            self.site.devices.kind,
+            [cost("job", torch.device("cpu"), [(self.checkpoint, member.publisher.store)]), *shards],
+            made_with,
             self.fleet.losses,
         )
+        files = exported | model | publish_report(member.publisher, report)
+        member.publisher.finish(member.spec, member.records[-1][1].chain, made_with, files)
+        member.report = report
+
+    def _publish_model(self, member: Member) -> Files:
         outer: Published = self.fleet.run(
             lambda fleet: fleet.get([fleet.on(0, Shard.publish_outer, member.key_of(OUTER))])[0]
         )
-        companions = self.checkpoint.companion_files()
-        conclude(member.publisher, member.spec, member.records, outer, exported, companions, report)
-        member.report = report
+        assert member.quality is not None
+        bits = bits_per_weight([sidecar.report for _, sidecar in member.records])
+        card = model_card(member.spec, bits, member.quality)
+        return publish_model(member.publisher, member.records, outer, self.checkpoint.companion_files(), card)
+
+    def _load_checker(self, member: Member) -> LoadChecker:
+        on_cpu = self.site.devices.kind == "cpu"
+        return LoadChecker(
+            tokens=self.texts.prompt[0].tolist(),
+            logits=member.logits,
+            store_url=self.site.store_url,
+            scratch=self.site.scratch,
+            memory_bytes=self.site.devices.memory_bytes if on_cpu else None,
+            threads=1 if on_cpu else 0,
+            watch=member.meter.publishing,
+        )
 
     def _export(self, member: Member) -> dict[ArtifactFile, str]:
         if not member.targets:

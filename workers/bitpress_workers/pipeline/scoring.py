@@ -11,6 +11,7 @@ from torch.nn.functional import log_softmax
 
 from bitpress_workers.pipeline.activations import Activations
 from bitpress_workers.pipeline.placement import cut
+from bitpress_workers.pipeline.prompts import Answer, Prompts, Tokens
 
 PIECES = 8  # Logits are the widest tensors of a job; their logarithms are taken for an eighth of a window at once.
 
@@ -50,6 +51,30 @@ def score_window(tokens_S: Tensor, dense_SV: Tensor, compressed_SV: Tensor) -> W
         divergence_P = p_PV.exp().mul_(p_PV - q_PV).sum(1).clamp_min(0)  # below 0 by rounding alone
         sums += torch.stack([*losses, divergence_P.double().sum(), same_P.sum().double()])
     return WindowScore(*(sums / (len(tokens_S) - 1)).tolist())
+
+
+@torch.no_grad()
+def all_logits(activations: Activations) -> list[Tensor]:
+    """The logits [S, V] of every sequence, on the host."""
+    return [activations.logits(batch, place).cpu() for batch, place, _ in activations.sequences()]
+
+
+@torch.no_grad()
+def answer(activations: Activations, prompts: Prompts) -> list[list[Answer]]:
+    """What a model makes of the continuations of each of a stream's sequences."""
+    found = []
+    for batch, place, sequence in activations.sequences():
+        logits_SV = activations.logits(batch, place)[: prompts.lengths[sequence]]
+        found.append([score_continuation(logits_SV, tokens) for tokens in prompts.continuations[sequence]])
+    return found
+
+
+def score_continuation(logits_SV: Tensor, continuation: Tokens) -> Answer:
+    """Score a continuation whose predictions end with the logits' last row, as lm-eval does."""
+    log_CV = log_softmax(logits_SV[-len(continuation) :].float(), 1)
+    targets_C = torch.tensor(continuation, device=log_CV.device)
+    likelihood = log_CV.gather(1, targets_C[:, None]).sum()
+    return float(likelihood), bool((log_CV.argmax(1) == targets_C).all())
 
 
 @torch.no_grad()

@@ -5,13 +5,15 @@ its `Group`; methods in which they exchange are called on all of them.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bitpress.artifacts import ProcessCost
 from bitpress.errors import NumericalError
 from bitpress.formats import CompressedLinear
 from bitpress.jobs import ModelSource
@@ -24,6 +26,7 @@ from bitpress_workers.models.checkpoint import Checkpoint
 from bitpress_workers.models.family import Tap
 from bitpress_workers.models.skeleton import Skeleton
 from bitpress_workers.numerics import kernels
+from bitpress_workers.pipeline.accounts import cost
 from bitpress_workers.pipeline.activations import Activations
 from bitpress_workers.pipeline.block_file import Published, chain_link, put_block, read_linears, tensors_sha256
 from bitpress_workers.pipeline.block_training import (
@@ -38,10 +41,9 @@ from bitpress_workers.pipeline.block_writer import BlockWriter
 from bitpress_workers.pipeline.evidence import Evidence, TapFacts
 from bitpress_workers.pipeline.exchange import Group
 from bitpress_workers.pipeline.lone_block import LoneBlock, LoneBlocks, SolvedTap
-from bitpress_workers.pipeline.memory import peak_resident_bytes, pinnable_bytes, return_large_tensors
+from bitpress_workers.pipeline.memory import pinnable_bytes, return_large_tensors
 from bitpress_workers.pipeline.restoration import Restoration, save_checkpoint
 from bitpress_workers.pipeline.row_solving import RowSolving
-from bitpress_workers.pipeline.scoring import WindowScore, drift, score
 
 RANGE = "range"  # the stream of a shard that calibrates a range of blocks alone
 
@@ -91,6 +93,7 @@ class Shard:
         self._member = next(iter(self._methods))
         if any(not isinstance(method, BlockMethod) and method.factoring for method in self._methods.values()):
             kernels.load(self._device)  # takes a second, which is no block's
+        self._opened: list[tuple[Checkpoint, ArtifactStore]] = []
         self.open(config.model, config.store_url)
         self._activations: dict[str, Activations] = {}
         self._offloaded = config.thrifty
@@ -114,6 +117,7 @@ class Shard:
         self._skeleton = Skeleton(self._checkpoint, self._device, dtype)
         self._store = ArtifactStore.from_url(store_url)
         self._writer = BlockWriter(self._store, self._checkpoint, self._skeleton)
+        self._opened.append((self._checkpoint, self._store))
 
     def take_up(self, member: int) -> None:
         """Work for this member from now on, on the block in hand as it was loaded."""
@@ -130,9 +134,12 @@ class Shard:
         """Keep all activations to come in host memory."""
         self._offloaded = True
 
-    def start(self, stream: str, tokens_NS: Tensor, groups: Sequence[Sequence[range]]) -> None:
-        """Embed this shard's sequences of `stream`; `groups[shard]` are its micro-batches."""
-        self._activations[stream] = Activations(self._skeleton, tokens_NS, groups[self._group.rank], self._offloaded)
+    def start(
+        self, stream: str, tokens_NS: Tensor, groups: Sequence[Sequence[range]], lengths: Sequence[int] | None = None
+    ) -> None:
+        """Embed this shard's sequences of `stream`; `groups[shard]` are its micro-batches; lengths: if padded."""
+        mine = groups[self._group.rank]
+        self._activations[stream] = Activations(self._skeleton, tokens_NS, mine, self._offloaded, lengths=lengths)
 
     def stop(self, stream: str) -> None:
         del self._activations[stream]
@@ -141,13 +148,9 @@ class Shard:
         """Run the block in hand over a stream's activations. Raises NumericalError when one is not finite."""
         self._require_finite(self._activations[stream].advance(self._block, self._block_index))
 
-    def drift(self, dense: str, compressed: str) -> list[tuple[float, float]]:
-        """How far a compressed model's hidden states are from the dense one's, by micro-batch; see `scoring`."""
-        return drift(self._activations[dense], self._activations[compressed])
-
-    def score(self, dense: str, compressed: str) -> list[WindowScore]:
-        """Compare both models' predictions for each of this shard's windows, in order."""
-        return score(self._activations[dense], self._activations[compressed])
+    def measure(self, measure: Callable[..., list[Any]], streams: Sequence[str], *args: Any) -> list[Any]:
+        """What a function of `scoring` finds on streams, by micro-batch or by sequence, in order."""
+        return measure(*(self._activations[stream] for stream in streams), *args)
 
     # The block in hand.
 
@@ -353,10 +356,8 @@ class Shard:
         num_forwards = sum(stream.num_forwards for stream in list(self._activations.values()))
         return num_forwards, *self._group.headway()
 
-    def peak_bytes(self) -> tuple[int, int]:
-        """Largest resident memory of this process, largest memory taken on its accelerator."""
-        device = torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else 0
-        return peak_resident_bytes(), device
+    def cost(self) -> ProcessCost:
+        return cost(f"shard {self._group.rank}", self._device, self._opened)
 
     def _install(self, name: str, compressed: CompressedLinear) -> None:
         self._compressed[name] = compressed
