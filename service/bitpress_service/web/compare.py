@@ -78,7 +78,8 @@ async def compare(
         without=[each for each in found if all(each is not entry.job for entry in entries)],
         datasets=_datasets(entries),
         differences=differences(by_letter),
-        equal=_equal_groups(entries),
+        tasks=list(dict.fromkeys(name for entry in entries for name in entry.report.tasks)),
+        equal=[", ".join(letters) for letters in equal_groups(by_letter) if len(letters) > 1],
         plots=[_plot(entries, name) for name in _datasets(entries)],
     )
 
@@ -87,15 +88,8 @@ def _datasets(entries: Sequence[Entry]) -> list[str]:
     return list(dict.fromkeys(name for entry in entries for name in entry.report.perplexity))
 
 
-def _equal_groups(entries: Sequence[Entry]) -> list[str]:
-    """Letters of those that store equal bits."""
-    letters = {entry.job.id: entry.letter for entry in entries}
-    groups = equal_groups({entry.job.id: entry.report for entry in entries})
-    return [", ".join(letters[job_id] for job_id in group) for group in groups if len(group) > 1]
-
-
 def _plot(entries: Sequence[Entry], dataset: str) -> Plot:
-    points, dense = [], set()
+    points, front, dense = [], [], set()
     for entry in entries:
         if quality := entry.report.perplexity.get(dataset):
             bits, value, interval = entry.report.bits_per_weight, quality.compressed, quality.compressed_interval
@@ -103,5 +97,7 @@ def _plot(entries: Sequence[Entry], dataset: str) -> Plot:
             ends = (interval.low, interval.high) if interval else (value, value)
             points.append(Point(bits, value, ends, entry.letter, title))
             dense.add(quality.dense)
+            if dataset in entry.on_front:
+                front.append(points[-1])
     what = "Perplexity against bits per weight: " + "; ".join(point.title for point in points)
-    return Plot(dataset, scatter(points, "bits per weight", what), tuple(sorted(dense)))
+    return Plot(dataset, scatter(points, "bits per weight", what, front), tuple(sorted(dense)))
