@@ -16,6 +16,7 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from pydantic import ValidationError
 
 from bitpress.errors import BitpressError, Unavailable
 from bitpress_service import doctor, embedded_redis, logs, tracing
@@ -126,6 +127,10 @@ def main() -> int:
             case unknown:
                 print(f"bitpress: no command {' '.join(unknown)!r}; there are doctor and import", file=sys.stderr)
                 return 2
+    except ValidationError as error:
+        for wrong in error.errors(include_url=False, include_input=False):
+            print(f"bitpress: BITPRESS_{str(wrong['loc'][0]).upper()}: {wrong['msg']}", file=sys.stderr)
+        return 1
     except BitpressError as error:
         print(f"bitpress: {error.message}", file=sys.stderr)
         return 1
