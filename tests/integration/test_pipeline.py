@@ -66,7 +66,7 @@ def test_the_report_adds_up(opt_mini: Path, texts: Path, tmp_path: Path) -> None
     nominal = 3 + 6 / 16 + 64 / 256 + 32 * outliers / report.num_weights
     assert nominal < report.bits_per_weight < nominal + 0.2
     assert {linear.num_tokens for linear in linears} == {1280}
-    assert set(report.phases) == {"preparing", "calibrating", "evaluating"}
+    assert set(report.phases) == {"preparing", "calibrating", "evaluating", "checking"}
     assert report.peak_bytes > 100 * 2**20
     assert "relative error" in (tmp_path / "out" / "report.md").read_text()
 

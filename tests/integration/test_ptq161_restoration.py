@@ -180,7 +180,7 @@ def test_a_job_with_preprocessing_is_measured_against_the_original(opt_mini: Pat
     spec = short_spec(opt_mini, texts, restoring(tmp_path))
     report = run_local(spec, tmp_path / "restored", seen.append)
     plain = run(short_spec(opt_mini, texts, METHOD), tmp_path / "plain")
-    assert list(report.phases) == ["preparing", "restoring", "calibrating", "evaluating"]
+    assert list(report.phases) == ["preparing", "restoring", "calibrating", "evaluating", "checking"]
     phases = list(dict.fromkeys(progress.phase for progress in seen))
     assert phases == ["preparing", "restoring", "calibrating", "evaluating", "publishing"]
     fractions = [progress.fraction for progress in seen]
