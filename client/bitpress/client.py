@@ -24,8 +24,9 @@ from bitpress.config import find_service
 from bitpress.errors import Unavailable
 from bitpress.jobs import Event, Job, JobEdit, JobFilter, JobSpec, StateEvent
 from bitpress.keys import Caller, IssuedKey, KeyRecord, KeyRequest
-from bitpress.plans import DevicesLike, PlanReport, PlanRequest
+from bitpress.plans import DevicesLike, PlanReport, PlanRequest, SweepPlanReport, SweepPlanRequest
 from bitpress.pull import OnBytes, pull
+from bitpress.sweeps import SweepSpec
 from bitpress.transport import Transport
 from bitpress.webhook_client import Webhooks
 
@@ -39,6 +40,7 @@ _EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 _EVENTS: TypeAdapter[tuple[Event, ...]] = TypeAdapter(tuple[Event, ...])
 _FILES = TypeAdapter(tuple[ArtifactFile, ...])
 _PLAN = TypeAdapter(PlanReport)
+_SWEEP_PLAN = TypeAdapter(SweepPlanReport)
 _CLUSTER = TypeAdapter(Cluster)
 _ISSUED = TypeAdapter(IssuedKey)
 _CALLER = TypeAdapter(Caller)
@@ -75,9 +77,19 @@ class Client:
 
         Raises InvalidJob for a spec the service refuses, Conflict for a key used with another spec.
         """
+        return job_of(self._submit(spec, idempotency_key, priority))
+
+    def submit_sweep(self, sweep: SweepSpec, idempotency_key: str | None = None, priority: int = 0) -> tuple[Job, ...]:
+        """Create all jobs of a sweep, which their `sweep` names; returns them in the order of the methods.
+
+        Raises as `submit` does.
+        """
+        return tuple(job_of(data) for data in self._submit(sweep, idempotency_key, priority)["data"])
+
+    def _submit(self, asked: JobSpec | SweepSpec, idempotency_key: str | None, priority: int) -> dict[str, Any]:
         headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
-        body, params = spec.model_dump(mode="json"), {"priority": priority}
-        return job_of(json_of(self._transport.request("POST", "/v1/jobs", json=body, params=params, headers=headers)))
+        body, params = asked.model_dump(mode="json"), {"priority": priority}
+        return json_of(self._transport.request("POST", "/v1/jobs", json=body, params=params, headers=headers))
 
     def plan(self, spec: JobSpec, devices_like: DevicesLike | None = None) -> PlanReport:
         """What a job would need and cost, on the service's devices or on others.
@@ -85,8 +97,14 @@ class Client:
         Raises what the job would end with, such as OutOfMemory, CheckpointError or UnsupportedModel;
         Unavailable when no dispatcher is there to make the plan.
         """
-        body = PlanRequest.of(spec, devices_like).model_dump(mode="json")
-        return read(_PLAN, json_of(self._transport.request("POST", "/v1/plans", json=body)))
+        return read(_PLAN, self._plan(PlanRequest.of(spec, devices_like)))
+
+    def plan_sweep(self, sweep: SweepSpec, devices_like: DevicesLike | None = None) -> SweepPlanReport:
+        """What all members of a sweep together would need and cost. Raises as `plan` does."""
+        return read(_SWEEP_PLAN, self._plan(SweepPlanRequest.of(sweep, devices_like)))
+
+    def _plan(self, request: PlanRequest | SweepPlanRequest) -> dict[str, Any]:
+        return json_of(self._transport.request("POST", "/v1/plans", json=request.model_dump(mode="json")))
 
     def get(self, job_id: str) -> Job:
         return job_of(json_of(self._transport.request("GET", path_of(job_id))))

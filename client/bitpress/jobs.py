@@ -229,7 +229,7 @@ class Failure(_Model):
 class Job(_Model):
     """A job as the API shows it. `version` grows with every change; times are UTC.
 
-    entered_at: when it last came into each of the states it has been in.
+    entered_at: when it last came into each of the states it has been in. sweep: the sweep that it is a member of.
     """
 
     id: str
@@ -247,6 +247,7 @@ class Job(_Model):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     entered_at: dict[JobState, datetime] = Field(default_factory=dict)
+    sweep: str | None = None
     version: int = 0
 
 
@@ -274,6 +275,7 @@ class JobFilter(_Model):
         (), max_length=32, description="`key=value`, once for each label"
     )
     created_after: AwareDatetime | None = None
+    sweep: str | None = Field(None, max_length=100, description="id of a sweep: its members")
 
 
 class JobPage(_Model):

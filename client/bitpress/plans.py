@@ -4,12 +4,13 @@ A plan is asked for with a job spec and, if they are not to be those of the serv
 for. It is made from the checkpoint's config and tensor headers; no weight and no text is read.
 """
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from bitpress.errors import ERRORS, BitpressError
 from bitpress.jobs import JobSpec
+from bitpress.sweeps import SweepSpec, kind_of
 
 
 class _Model(BaseModel):
@@ -51,6 +52,32 @@ class PlanRequest(JobSpec):
     @property
     def spec(self) -> JobSpec:
         return JobSpec.model_validate(self.model_dump(exclude={"devices_like"}))
+
+
+class SweepPlanRequest(SweepSpec):
+    """A sweep, and the devices to plan for, as in a PlanRequest."""
+
+    devices_like: DevicesLike | None = None
+
+    @classmethod
+    def of(cls, spec: SweepSpec, devices_like: DevicesLike | None = None) -> Self:
+        return cls.model_validate(spec.model_dump() | {"devices_like": devices_like})
+
+    @property
+    def spec(self) -> SweepSpec:
+        return SweepSpec.model_validate(self.model_dump(exclude={"devices_like"}))
+
+
+AnyPlanRequest = Annotated[
+    Annotated[PlanRequest, Tag("job")] | Annotated[SweepPlanRequest, Tag("sweep")], Discriminator(kind_of)
+]
+
+
+def plan_request(spec: JobSpec | SweepSpec, devices_like: DevicesLike | None = None) -> PlanRequest | SweepPlanRequest:
+    """Ask for the plan of a job, or of a sweep."""
+    if isinstance(spec, SweepSpec):
+        return SweepPlanRequest.of(spec, devices_like)
+    return PlanRequest.of(spec, devices_like)
 
 
 class PlannedDevices(_Model):
@@ -115,10 +142,32 @@ class PlanReport(_Model):
     assumptions: tuple[str, ...]
 
 
+class SweepPlanReport(_Model):
+    """What the members of a sweep will need and cost together.
+
+    Memory is the largest that any member takes while all are there; operations, bytes and times count once what
+    they share. members: each as if it ran alone, but for its memory; in the order of the methods.
+    """
+
+    version: Literal[1] = 1
+    spec: SweepSpec
+    members: tuple[PlanReport, ...]
+    phases: dict[str, PhaseCost]
+    flops: int
+    seconds: float | None
+    bytes_read: int
+    bytes_written: int
+    peak_device_bytes: int
+    peak_host_bytes: int
+    peak_moment: str
+    artifact_bytes: int
+    assumptions: tuple[str, ...]
+
+
 class PlanAnswer(_Model):
     """What comes back of a request: a report, or the error that the job would end with."""
 
-    report: PlanReport | None = None
+    report: PlanReport | SweepPlanReport | None = None
     code: str | None = None
     message: str = ""
 
@@ -126,7 +175,7 @@ class PlanAnswer(_Model):
     def refusal(cls, error: BitpressError) -> Self:
         return cls(code=error.code, message=error.message)
 
-    def result(self) -> PlanReport:
+    def result(self) -> PlanReport | SweepPlanReport:
         """Return the report. Raises the error that was answered."""
         if self.report is None:
             raise ERRORS.get(self.code or "", BitpressError)(self.message)

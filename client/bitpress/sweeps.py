@@ -6,16 +6,15 @@ the Hessians and factors.
 """
 
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import Discriminator, Tag, field_validator
 
-from bitpress.artifacts import Report
-from bitpress.errors import BitpressError
 from bitpress.jobs import JobSpec, SpecBase, validated
 from bitpress.methods import MethodConfig, PTQ161Config
 
 MAX_MEMBERS = 64
+SWEEP_ID = "sweep_"  # what the id of a sweep begins with, and that of no job
 
 
 class SweepSpec(SpecBase[tuple[MethodConfig, ...]]):
@@ -39,8 +38,23 @@ class SweepSpec(SpecBase[tuple[MethodConfig, ...]]):
 
     def specs(self) -> tuple[JobSpec, ...]:
         """The members, in the methods' order."""
-        shared = self.model_dump(exclude={"method"})
-        return tuple(JobSpec.model_validate(shared | {"method": method}) for method in self.method)
+        shared = {name: getattr(self, name) for name in SweepSpec.model_fields if name != "method"}
+        return tuple(JobSpec.model_validate({**shared, "method": method}) for method in self.method)
+
+
+def is_sweep(data: object) -> bool:
+    """Whether parsed JSON, or a spec, asks for several methods."""
+    method = data.get("method") if isinstance(data, Mapping) else getattr(data, "method", None)
+    return isinstance(method, list | tuple)
+
+
+def kind_of(data: Any) -> str:
+    """What a submission is, by its tag."""
+    return "sweep" if is_sweep(data) else "job"
+
+
+Submission = Annotated[Annotated[JobSpec, Tag("job")] | Annotated[SweepSpec, Tag("sweep")], Discriminator(kind_of)]
+"""What may be submitted; where it is at fault, pydantic puts the tag before the field."""
 
 
 def parse_submission(data: object) -> JobSpec | SweepSpec:
@@ -48,64 +62,4 @@ def parse_submission(data: object) -> JobSpec | SweepSpec:
 
     Raises InvalidJob whose `details` hold one (JSON pointer, message) for each bad field.
     """
-    is_sweep = isinstance(data, Mapping) and isinstance(data.get("method"), list)
-    return validated(SweepSpec, data) if is_sweep else validated(JobSpec, data)
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class MemberResult(_Model):
-    """One member of a sweep: the figures that it is compared by, the error that it ended with, or both when it is
-    complete but misses its gate or could not be evaluated.
-
-    `relative_error` is the mean over all linears, `perplexity` that of the compressed model by dataset, `kl` its
-    divergence from the dense one in nats, `seconds` what was spent on this member's blocks alone.
-    """
-
-    name: str
-    method: MethodConfig
-    bits_per_weight: float | None = None
-    perplexity: dict[str, float] = {}
-    kl: dict[str, float] = {}
-    relative_error: float | None = None
-    seconds: float | None = None
-    error: str | None = None
-    message: str = ""
-
-    @classmethod
-    def of(cls, name: str, method: MethodConfig, result: Report | BitpressError) -> Self:
-        """From a member's report, or from what it failed with."""
-        if isinstance(result, BitpressError):
-            return cls(name=name, method=method, error=result.code, message=result.message)
-        problem = result.problem()
-        linears = [linear for block in result.blocks for linear in block.linears]
-        return cls(
-            name=name,
-            method=method,
-            bits_per_weight=result.bits_per_weight,
-            perplexity={dataset: found.compressed for dataset, found in result.perplexity.items()},
-            kl={dataset: found.kl for dataset, found in result.divergence.items()},
-            relative_error=sum(linear.relative_error for linear in linears) / len(linears),
-            seconds=sum(linear.seconds for linear in linears),
-            error=problem.code if problem else None,
-            message=problem.message if problem else "",
-        )
-
-
-class Comparison(_Model):
-    """The members of a sweep side by side, smallest first, those that failed last. dense: its perplexities."""
-
-    version: Literal[1] = 1
-    dense: dict[str, float]
-    members: tuple[MemberResult, ...]
-
-    @classmethod
-    def of(cls, members: Mapping[str, tuple[JobSpec, Report | BitpressError]]) -> Self:
-        """From the members' specs and what they came to, by name."""
-        results = [MemberResult.of(name, spec.method, result) for name, (spec, result) in members.items()]
-        reports = [result for _, result in members.values() if isinstance(result, Report)]
-        dense = {name: found.dense for report in reports for name, found in report.perplexity.items()}
-        inf = float("inf")
-        return cls(dense=dense, members=tuple(sorted(results, key=lambda member: member.bits_per_weight or inf)))
+    return validated(SweepSpec, data) if is_sweep(data) else validated(JobSpec, data)

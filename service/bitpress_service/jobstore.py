@@ -15,7 +15,8 @@ from typing import Literal, Protocol
 from bitpress.cluster import Cluster, DispatcherReport
 from bitpress.errors import BitpressError
 from bitpress.jobs import Event, Failure, Job, JobEdit, JobFilter, JobPage, JobSpec, Progress
-from bitpress.plans import PlanAnswer, PlanRequest
+from bitpress.plans import PlanAnswer, PlanRequest, SweepPlanRequest
+from bitpress.sweeps import SweepSpec
 
 Outcome = Literal["succeeded", "failed", "cancelled"]
 ALL = JobFilter()
@@ -33,12 +34,19 @@ class Fenced(BitpressError):
 class Claim:
     """A job as its new worker gets it. Every write of this attempt carries `fence`.
 
-    traceparent: the span that the job was submitted in; empty when there was none.
+    traceparent: the span that the job was submitted in; empty when there was none. others: the other members of its
+    sweep that waited, each under a lease of its own; one worker runs them together.
     """
 
     job: Job
     fence: int
     traceparent: str = ""
+    others: tuple["Claim", ...] = ()
+
+    @property
+    def group(self) -> tuple["Claim", ...]:
+        """All that was claimed."""
+        return self, *self.others
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,7 @@ class PlanOrder:
     """A plan that is asked for."""
 
     id: str
-    request: PlanRequest
+    request: PlanRequest | SweepPlanRequest
 
 
 class LeaseStatus(StrEnum):
@@ -110,6 +118,18 @@ class JobRequests(Protocol):
         Raises Conflict when the key was used with another spec or priority in the last 24 hours; TooManyJobs
         when `max_waiting` jobs of the tenant are queued or paused.
         """
+        ...
+
+    async def create_sweep(
+        self,
+        tenant: str,
+        sweep: SweepSpec,
+        *,
+        idempotency_key: str | None = None,
+        priority: int = 0,
+        max_waiting: int | None = None,
+    ) -> tuple[Sequence[Job], bool]:
+        """Store and queue all members of a sweep, or none; in the order of its methods. As `create` otherwise."""
         ...
 
     async def get(self, job_id: str, tenant: str | None = None) -> Job:
@@ -196,6 +216,8 @@ class JobWork(Protocol):
     ) -> Claim | None:
         """Take the first job of the queue: highest priority, then oldest. None when nothing is due.
 
+        A member of a sweep comes with the others that wait, also after a failure; but a member that has lost two
+        attempts in a row comes alone, since another one may be to blame.
         With a capacity, the first for which enough devices of its cluster are held by no other job; those that
         have to wait are told so in `status_detail`. One that was passed over for `patience_seconds` is not
         passed over any more, unless it asks for more devices than there are.
@@ -256,6 +278,7 @@ class JobWork(Protocol):
     async def reap(self, max_stalled_attempts: int = 3) -> Sequence[str]:
         """Take back the jobs whose lease has run out, and return their ids.
 
+        Those that were claimed together are taken back together.
         Each goes to the queue again; it fails (worker-lost) after `max_stalled_attempts` lost attempts
         in a row that published no block; it is paused or ends cancelled when the user asked for that.
         """
@@ -279,7 +302,7 @@ class ClusterBoard(Protocol):
 class Plans(Protocol):
     """Plans that are asked for and answered."""
 
-    async def ask_plan(self, request: PlanRequest, keep_seconds: float) -> str:
+    async def ask_plan(self, request: PlanRequest | SweepPlanRequest, keep_seconds: float) -> str:
         """Queue a plan to be made, which is forgotten after `keep_seconds`; returns its id.
 
         The same request again is the same plan, while it is kept.

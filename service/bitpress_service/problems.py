@@ -90,10 +90,10 @@ async def _bitpress_error(request: Request, error: Exception) -> JSONResponse:
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     """What is wrong is called by its name; a bad job spec has a code of its own."""
     assert isinstance(error, RequestValidationError)
-    details = [_detail(e) for e in error.errors()]
-    summary = "; ".join(f"{path or '/'}: {text}" for path, text in details)
     in_body = any(e["loc"][0] == "body" for e in error.errors())
     what = _BODIES.get(_operation(request), "the body") if in_body else "the request"
+    details = [_detail(e, tagged=what == _JOB_SPEC) for e in error.errors()]
+    summary = "; ".join(f"{path or '/'}: {text}" for path, text in details)
     code = InvalidJob.code if what == _JOB_SPEC else InvalidRequest.code
     return _answer(request, 422, code, f"{what} is not valid: {summary}", details)
 
@@ -103,11 +103,12 @@ def _operation(request: Request) -> str:
     return f"{request.method} {route.path_format if route else request.url.path}"
 
 
-def _detail(error: Mapping[str, Any]) -> tuple[str, str]:
+def _detail(error: Mapping[str, Any], *, tagged: bool) -> tuple[str, str]:
+    """tagged: in the body, whether it is a job or a sweep stands before the field."""
     location = error["loc"]
     if error["type"] == "json_invalid":
         return "", f"not JSON: {error['ctx']['error']} at character {location[1]}"
-    return pointer(tuple(location[1:])), error["msg"]
+    return pointer(tuple(location[2 if tagged and location[0] == "body" else 1 :])), error["msg"]
 
 
 async def _http_exception(request: Request, error: Exception) -> JSONResponse:

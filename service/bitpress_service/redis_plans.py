@@ -2,11 +2,14 @@
 
 import asyncio
 
-from bitpress.plans import PlanAnswer, PlanRequest
+from pydantic import TypeAdapter
+
+from bitpress.plans import AnyPlanRequest, PlanAnswer, PlanRequest, SweepPlanRequest
 from bitpress_service.jobstore import PlanOrder
 from bitpress_service.redis_client import PREFIX, reporting_unavailable
 from bitpress_service.redis_records import Scripts, milliseconds, sha256
 
+_REQUEST: TypeAdapter[PlanRequest | SweepPlanRequest] = TypeAdapter(AnyPlanRequest)
 _POLL_SECONDS = 0.2
 # A plan's answer is there for all who wait, and for one who repeats a request whose reply was lost.
 _ANSWER_SECONDS = 5.0
@@ -15,7 +18,7 @@ _ANSWER_SECONDS = 5.0
 class RedisPlans(Scripts):
     """Plans over Redis."""
 
-    async def ask_plan(self, request: PlanRequest, keep_seconds: float) -> str:
+    async def ask_plan(self, request: PlanRequest | SweepPlanRequest, keep_seconds: float) -> str:
         body = request.model_dump_json()
         plan_id = sha256(body)
         await self._run("ask_plan", plan_id, body, milliseconds(keep_seconds))
@@ -23,7 +26,7 @@ class RedisPlans(Scripts):
 
     async def claim_plan(self) -> PlanOrder | None:
         reply = await self._run("claim_plan")
-        return PlanOrder(reply[0], PlanRequest.model_validate_json(reply[1])) if reply else None
+        return PlanOrder(reply[0], _REQUEST.validate_json(reply[1])) if reply else None
 
     async def answer_plan(self, plan_id: str, answer: PlanAnswer) -> None:
         await self._run("answer_plan", plan_id, answer.model_dump_json(), milliseconds(_ANSWER_SECONDS))

@@ -40,10 +40,10 @@ class Scripts:
             return await self._scripts[script](keys=[PREFIX], args=arguments)
 
 
-def new_id() -> str:
+def new_id(kind: str = "job") -> str:
     """An id that sorts by time: nanoseconds since 1970 and 64 random bits, in Crockford's base 32."""
     number = time.time_ns() << 64 | secrets.randbits(64)
-    return "job_" + "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
+    return f"{kind}_" + "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
 
 
 def created_at(job_id: str) -> int:
@@ -71,6 +71,7 @@ def job_of(fields: Mapping[str, str]) -> Job:
         started_at=time_of(fields["started_at"]) if "started_at" in fields else None,
         finished_at=time_of(fields["finished_at"]) if "finished_at" in fields else None,
         entered_at={state: time_of(fields[at]) for state in JobState if (at := f"at:{state}") in fields},
+        sweep=fields.get("sweep") or None,
         version=int(fields["version"]),
     )
 

@@ -4,10 +4,12 @@ import asyncio
 import base64
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from bitpress.errors import Conflict, PreconditionFailed, TooManyJobs
 from bitpress.jobs import Event, Job, JobEdit, JobFilter, JobPage, JobSpec, canonical_json
+from bitpress.sweeps import SweepSpec
 from bitpress_service.artifactstore import job_prefix
 from bitpress_service.jobstore import ALL
 from bitpress_service.redis_client import PREFIX, reporting_unavailable
@@ -48,18 +50,46 @@ class RedisRequests(Scripts):
         priority: int = 0,
         max_waiting: int | None = None,
     ) -> tuple[Job, bool]:
-        job_id = new_id()
+        (job,), replayed = await self._create(tenant, spec, [spec], "", idempotency_key, priority, max_waiting)
+        return job, replayed
+
+    async def create_sweep(
+        self,
+        tenant: str,
+        sweep: SweepSpec,
+        *,
+        idempotency_key: str | None = None,
+        priority: int = 0,
+        max_waiting: int | None = None,
+    ) -> tuple[Sequence[Job], bool]:
+        specs = sweep.specs()
+        return await self._create(tenant, sweep, specs, new_id("sweep"), idempotency_key, priority, max_waiting)
+
+    async def _create(
+        self,
+        tenant: str,
+        asked: JobSpec | SweepSpec,
+        specs: Sequence[JobSpec],
+        sweep: str,
+        idempotency_key: str | None,
+        priority: int,
+        max_waiting: int | None,
+    ) -> tuple[Sequence[Job], bool]:
+        """Create the jobs of what was asked for, in one step."""
+        ids = sorted(new_id() for _ in specs)  # which is the order that they are listed in
         idempotency = sha256(idempotency_key) if idempotency_key is not None else ""
-        fingerprint = sha256(canonical_json([spec.model_dump(mode="json"), priority]))
+        fingerprint = sha256(canonical_json([asked.model_dump(mode="json"), priority]))
+        _, model, name, labels = facets(specs[0])
+        each = zip(ids, (spec.model_dump_json() for spec in specs), (spec.method.kind for spec in specs), strict=True)
         stored = await self._run(
-            "create", job_id, tenant, priority, spec.model_dump_json(), idempotency, fingerprint,
-            IDEMPOTENCY_SECONDS * 1000, *facets(spec), _or_empty(spec.devices), _or_empty(max_waiting), traceparent(),
+            "create", tenant, priority, idempotency, fingerprint, IDEMPOTENCY_SECONDS * 1000, _or_empty(max_waiting),
+            traceparent(), sweep, model, name, labels, _or_empty(asked.devices), *chain.from_iterable(each),
         )  # fmt: skip
         if stored == "full":
-            raise _full(tenant, max_waiting)
+            raise _full(tenant, max_waiting, len(ids))
         if stored == "conflict":
             raise Conflict(f"idempotency key {idempotency_key!r} was used with another job")
-        return await self.get(stored), stored != job_id
+        return [await self.get(job_id) for job_id in stored], stored != ids
 
     async def get(self, job_id: str, tenant: str | None = None) -> Job:
         return job_of(await self._fields(job_id, tenant))
@@ -69,7 +99,7 @@ class RedisRequests(Scripts):
         labels = (label_text(*label.split("=", 1)) for label in where.label)
         behind, rows = await self._run(
             "list", tenant, where.state or "", _id_in(cursor), limit, where.method or "", where.model or "",
-            (where.name or "").casefold(), created_after, where.id or "", *labels,
+            (where.name or "").casefold(), created_after, where.id or "", where.sweep or "", *labels,
         )  # fmt: skip
         return JobPage(data=tuple(job_of(pairs(row)) for row in rows), next_cursor=_cursor(behind))
 
@@ -174,7 +204,9 @@ def _found(reply: Any, job_id: str) -> Any:
     return reply
 
 
-def _full(tenant: str, most: str | int | None) -> TooManyJobs:
+def _full(tenant: str, most: str | int | None, more: int = 1) -> TooManyJobs:
+    if more > 1:
+        return TooManyJobs(f"with {more} more, over {most} jobs of tenant {tenant} would wait; submit fewer, or later")
     return TooManyJobs(f"{most} jobs of tenant {tenant} wait already; cancel one, or come back when one has started")
 
 

@@ -3,6 +3,7 @@
 import json
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from bitpress.errors import Conflict
 from bitpress.jobs import Failure, Job, Progress
@@ -30,8 +31,8 @@ class RedisWork(Scripts):
         reply = await self._run("claim", owner, lease_ms, secrets.randbelow(10**9), cluster, devices, patience_ms)
         if reply is None:
             return None
-        fields = pairs(reply)
-        return Claim(job_of(fields), int(fields["fence"]), fields.get("traceparent", ""))
+        first, *others = (_claim_of(pairs(fields)) for fields in reply)
+        return replace(first, others=tuple(others))
 
     async def renew(self, job_id: str, fence: int, lease_seconds: float) -> LeaseStatus:
         return LeaseStatus(unfenced(await self._run("renew", job_id, fence, milliseconds(lease_seconds)), job_id))
@@ -83,3 +84,7 @@ class RedisWork(Scripts):
 
     async def reap(self, max_stalled_attempts: int = 3) -> Sequence[str]:
         return tuple(await self._run("reap", max_stalled_attempts))
+
+
+def _claim_of(fields: Mapping[str, str]) -> Claim:
+    return Claim(job_of(fields), int(fields["fence"]), fields.get("traceparent", ""))

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from bitpress.errors import SourceNotAllowed
 from bitpress.jobs import JobSpec
+from bitpress.sweeps import SweepSpec
 from bitpress.texts import KNOWN_DATASETS
 from bitpress_service.settings import Settings
 
@@ -46,7 +47,7 @@ class Sources(BaseModel):
         named = {name: getattr(settings, name) for name in cls.model_fields if name != "limited"}
         return cls(limited=any(named.values()), **named)
 
-    def check(self, spec: JobSpec) -> None:
+    def check(self, spec: JobSpec | SweepSpec) -> None:
         """Raises SourceNotAllowed, naming every source that is not to be read."""
         details = [] if self._model_allowed(spec.model.uri) else [("/model/uri", self._refusal(spec.model.uri))]
         details += [(path, self._text_refusal(name)) for path, name in _texts(spec) if not self._text_allowed(name)]
@@ -98,7 +99,7 @@ def _kind(uri: str) -> Literal["directory", "bucket", "hub", "unknown"]:
     return "directory" if looks_like_path or os.path.lexists(uri) else "hub"
 
 
-def _texts(spec: JobSpec) -> Iterator[tuple[str, str]]:
+def _texts(spec: JobSpec | SweepSpec) -> Iterator[tuple[str, str]]:
     """All texts a spec names, each with its JSON pointer."""
     yield "/calibration/dataset", spec.calibration.dataset
     for place, name in enumerate(spec.evaluation.datasets):

@@ -12,13 +12,12 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sample_report import sample_report
 from service_helpers import block_record
 
-from bitpress.artifacts import Report
 from bitpress_service.redis_jobstore import RedisJobStore
 from bitpress_workers import driver
 from bitpress_workers.dispatcher import Dispatcher
@@ -80,30 +79,32 @@ async def dispatch(directory: Path, redis_url: str) -> None:
 def drive(order: driver.Order, directory: Path, seed: int) -> int:
     """An attempt, its work apart as `driver.main` does it."""
     journal = os.open(directory / "journal", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    chance = random.Random(f"{seed} {order.job.id} {order.job.attempt}")
-    crash_at = chance.randrange(BLOCKS) if order.job.attempt == 1 and chance.random() < CRASHES else None
+    chance = random.Random(f"{seed} {order.jobs[0].job.id} {order.jobs[0].job.attempt}")
+    first = max(each.job.attempt for each in order.jobs) == 1
+    crash_at = chance.randrange(BLOCKS) if first and chance.random() < CRASHES else None
 
-    def work(order: driver.Order, recorder: driver.JobRecorder) -> Report:
-        known = recorder.blocks()
+    def work(_: driver.Order, recorders: Sequence[driver.JobRecorder]) -> bool:
+        known = {recorder.job.id: recorder.blocks() for recorder in recorders}
         for index in range(BLOCKS):
-            if index in known:
-                continue
-            time.sleep(chance.uniform(0, BLOCK_SECONDS))
-            line = f"{order.job.id} {index} {order.fence}\n"
-            os.write(journal, f"computed {line}".encode())
-            if index == crash_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            recorder.block(replace(block_record(index), key=f"{order.fence}/{index}"))
-            os.write(journal, f"recorded {line}".encode())
-        recorder.finish({"manifest.json": f"{order.fence}/manifest.json"})
-        return sample_report(order.job.spec)
+            for recorder in recorders:
+                if index not in known[recorder.job.id]:
+                    make_block(recorder, index)
+        for recorder in recorders:
+            recorder.finish({"manifest.json": f"{recorder.fence}/manifest.json"})
+            recorder.ended(None)
+        return True
+
+    def make_block(recorder: driver.JobRecorder, index: int) -> None:
+        time.sleep(chance.uniform(0, BLOCK_SECONDS))
+        line = f"{recorder.job.id} {index} {recorder.fence}\n"
+        os.write(journal, f"computed {line}".encode())
+        if index == crash_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        recorder.block(replace(block_record(index), key=f"{recorder.fence}/{index}"))
+        os.write(journal, f"recorded {line}".encode())
 
     driver._run = work
-    result = driver.drive(order)
-    path = Path(order.scratch) / driver.RESULT
-    path.with_suffix(".part").write_text(result.model_dump_json())
-    path.with_suffix(".part").rename(path)
-    return 0 if result.code is None else 1
+    return 0 if driver.drive(order) else 1
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pipeline_helpers import block_hashes, make_spec, run
 from bitpress.errors import NotFound
 from bitpress.jobs import BlockEvent, JobState, LogEvent, ProgressEvent, StateEvent
 from bitpress.loading import load
+from bitpress.sweeps import SweepSpec
 
 SPQR = {"kind": "spqr", "bits": 3}
 
@@ -94,6 +95,39 @@ def test_a_job_outlives_its_driver_and_the_whole_service(opt_mini: Path, texts: 
     assert service.stop() == 0
     run(spec, tmp_path / "local")
     assert block_hashes(tmp_path / "pulled") == block_hashes(tmp_path / "local")
+
+
+def test_a_sweep_shares_one_driver_and_each_member_has_the_bytes_of_its_own_job(
+    service: EmbeddedService, opt_mini: Path, texts: Path, tmp_path: Path
+) -> None:
+    methods = [
+        {"kind": "gptq", "bits": 3, "group_size": 32},
+        SPQR,
+        {"kind": "rtn", "bits": 4},
+        {"kind": "rtn", "bits": 2},
+    ]
+    data = make_spec(opt_mini, texts, SPQR, devices=2).model_dump(mode="json")
+    sweep = SweepSpec.model_validate(data | {"method": methods})
+    with service.client() as client:
+        *kept, dropped = client.submit_sweep(sweep)
+        for event in client.events(kept[1].id):
+            if isinstance(event, BlockEvent):  # its second block is to come
+                os.kill(service.driver(), signal.SIGKILL)
+                break
+        client.cancel(dropped.id)
+        assert client.wait(dropped.id).state is JobState.CANCELLED
+        for number, job in enumerate(kept):
+            ended = client.wait(job.id)
+            assert (ended.state, ended.attempt, ended.sweep) == (JobState.SUCCEEDED, 2, dropped.sweep), ended.error
+            blocks = [event.index for event in client.history(job.id) if isinstance(event, BlockEvent)]
+            assert blocks == [0, 1, 2, 3]
+            client.pull(job.id, tmp_path / f"pulled-{number}")
+    ids = {job.id for job in (*kept, dropped)}
+    logs = {path.stem for path in (service.state / "logs").iterdir() if path.stem.rpartition("-")[0] in ids}
+    assert logs == {f"{kept[0].id}-1", f"{kept[0].id}-2"}  # two drivers, each for all
+    for number, spec in enumerate(sweep.specs()[:3]):
+        run(spec, tmp_path / f"alone-{number}")
+        assert block_hashes(tmp_path / f"pulled-{number}") == block_hashes(tmp_path / f"alone-{number}")
 
 
 def test_a_running_job_is_cancelled_before_its_next_linear(

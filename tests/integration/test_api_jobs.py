@@ -13,6 +13,7 @@ from service_helpers import LEASE, block_record, job_spec
 from bitpress.advice import ADVICE
 from bitpress.errors import ERRORS, InvalidJob, from_problem
 from bitpress.jobs import Job, JobState, parse_spec
+from bitpress.sweeps import parse_submission
 from bitpress_service import embedded_redis, problems
 from bitpress_service.settings import Settings
 
@@ -260,3 +261,44 @@ async def test_progress_is_seen_in_the_job(api: Api) -> None:
     assert claim is not None
     await api.jobs.record(claim.job.id, claim.fence, block=block_record(0), status_detail="block 1 of 4")
     assert job_of(await api.client.get(f"/v1/jobs/{claim.job.id}")).status_detail == "block 1 of 4"
+
+
+METHODS = [{"kind": "spqr", "bits": bits} for bits in (2, 3, 4)]
+
+
+async def test_a_sweep_is_submitted_at_once_and_listed_by_its_id(api: Api) -> None:
+    await api.client.post("/v1/jobs", json=SPEC)
+    headers = {"Idempotency-Key": "grid"}
+    first = await api.client.post("/v1/jobs", json=SPEC | {"method": METHODS}, headers=headers, params={"priority": 2})
+    body = first.json()
+    assert (first.status_code, body["object"]) == (202, "sweep")
+    assert [member["spec"]["method"]["bits"] for member in body["data"]] == [2, 3, 4]
+    assert {(member["sweep"], member["priority"]) for member in body["data"]} == {(body["id"], 2)}
+    assert first.headers["location"] == f"/v1/jobs?sweep={body['id']}"
+    listed = (await api.client.get(first.headers["location"])).json()
+    assert listed["data"] == body["data"][::-1] and not listed["has_more"]
+    again = await api.client.post("/v1/jobs", json=SPEC | {"method": METHODS}, headers=headers, params={"priority": 2})
+    assert again.json() == body and again.headers["idempotent-replayed"] == "true"
+    other = await api.client.post("/v1/jobs", json=SPEC | {"method": METHODS[:2]}, headers=headers)
+    problem(other, 409, "conflict")
+    stranger = await api.as_tenant("other")
+    assert (await api.client.get(first.headers["location"], headers=stranger)).json()["data"] == []
+
+
+async def test_a_bad_sweep_is_refused_as_parse_submission_refuses_it(api: Api) -> None:
+    bad = SPEC | {"method": [METHODS[0], {"kind": "spqr", "bits": 99}, {"kind": "magic"}], "job": 1}
+    for path in ("/v1/jobs", "/v1/plans"):
+        body = problem(await api.client.post(path, json=bad), 422, "invalid-job")
+        with pytest.raises(InvalidJob) as expected:
+            parse_submission(bad)
+        assert body["detail"] == expected.value.message
+        assert {error["pointer"] for error in body["errors"]} == {"/method/1/bits", "/method/2", "/job"}
+    assert (await api.client.get("/v1/jobs")).json()["data"] == []
+
+
+async def test_every_member_of_a_sweep_counts_as_a_waiting_job(redis_url: str, tmp_path: Path) -> None:
+    async with serving(Settings(redis_url=redis_url, state_dir=tmp_path, waiting_jobs_per_tenant=3)) as api:
+        assert (await api.client.post("/v1/jobs", json=SPEC | {"method": METHODS[:2]})).status_code == 202
+        refused = await api.client.post("/v1/jobs", json=SPEC | {"method": METHODS[:2]})
+        problem(refused, 429, "too-many-jobs")
+        assert (await api.client.post("/v1/jobs", json=SPEC)).status_code == 202

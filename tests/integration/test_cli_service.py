@@ -295,6 +295,36 @@ def test_reports_side_by_side(client: Client, worker: PlayedWorker, job: Job) ->
     assert bitpress("report", job.id, other.id, "--markdown").returncode == 2
 
 
+def test_a_sweep_is_followed_and_compared_by_its_id(client: Client, worker: PlayedWorker, tmp_path: Path) -> None:
+    methods = [{"kind": "spqr", "bits": bits} for bits in (2, 3, 4)]
+    path = tmp_path / "sweep.json"
+    path.write_text(json.dumps(SPEC | {"method": methods}))
+    submitted = bitpress("submit", str(path), "--idempotency-key", "grid")
+    ids = submitted.stdout.split()
+    sweep = submitted.stderr.removeprefix("sweep ").strip()
+    assert submitted.returncode == 0 and len(ids) == 3 and sweep.startswith("sweep_")
+    again = json.loads(bitpress("submit", str(path), "--idempotency-key", "grid", "--json").stdout)
+    assert (again["sweep"], [job["id"] for job in again["jobs"]]) == (sweep, ids)
+    listed = json.loads(bitpress("list", "--sweep", sweep, "--json").stdout)
+    assert [job["id"] for job in listed] == ids[::-1]
+    assert bitpress("compare", sweep).returncode == 3
+
+    watching = start_bitpress("watch", sweep, ids[0])
+    group = worker.claim(client.get(ids[0])).group
+    assert [claim.job.id for claim in group] == ids
+    for claim, perplexity in zip(group[:2], (14.0, 11.5), strict=True):
+        worker.succeed(claim, content_of(claim.job, perplexity))
+    worker.fail(group[2], "numerical-failure", "no factor")
+    _, told = watching.communicate()
+    assert watching.returncode == 1 and f"{ids[2]}: error [numerical-failure]: no factor" in told
+    compared = bitpress("compare", sweep, "--csv")
+    assert [row["job"] for row in csv.DictReader(compared.stdout.splitlines())] == ids[:2]
+    assert f"{ids[2]} has no report" in compared.stderr
+    assert list(json.loads(bitpress("report", sweep, "--json").stdout)) == ids[:2]
+    assert bitpress("watch", "sweep_nowhere").returncode == 3
+    assert bitpress("compare", ids[0], ids[2]).returncode == 3
+
+
 def test_pull_verifies_and_goes_on_where_it_stopped(worker: PlayedWorker, job: Job, tmp_path: Path) -> None:
     manifest = worker.succeed(worker.claim(job), content_of(job))
     out = tmp_path / "out"

@@ -12,7 +12,8 @@ from run_cli import bitpress
 from bitpress.artifacts import Manifest
 from bitpress.errors import Cancelled, Conflict, InvalidJob, NumericalError
 from bitpress.jobs import Progress
-from bitpress.sweeps import Comparison, SweepSpec, parse_submission
+from bitpress.sweep_results import Comparison
+from bitpress.sweeps import SweepSpec, parse_submission
 from bitpress_service.jobstore import BlockRecord
 from bitpress_workers import local_run
 from bitpress_workers.local_run import DirectoryRecorder, run_sweep

@@ -6,12 +6,11 @@
 import asyncio
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from sample_report import sample_report
 from service_helpers import block_record
 
-from bitpress.artifacts import Report
 from bitpress.jobs import Progress
 from bitpress_service import logs, tracing
 from bitpress_service.redis_jobstore import RedisJobStore
@@ -20,13 +19,16 @@ from bitpress_workers import driver
 from bitpress_workers.dispatcher import Dispatcher
 
 
-def work(order: driver.Order, recorder: driver.JobRecorder) -> Report:
+def work(_: driver.Order, recorders: Sequence[driver.JobRecorder]) -> bool:
     for index in range(2):
-        recorder.progress(Progress(phase="calibrating", blocks_done=index, blocks_total=2))
-        recorder.log(f"at block {index}")
-        recorder.block(block_record(index))
-    recorder.finish({"manifest.json": "manifest.json"})
-    return sample_report(order.job.spec)
+        for recorder in recorders:
+            recorder.progress(Progress(phase="calibrating", blocks_done=index, blocks_total=2))
+            recorder.log(f"at block {index}")
+            recorder.block(block_record(index))
+    for recorder in recorders:
+        recorder.finish({"manifest.json": "manifest.json"})
+        recorder.ended(None)
+    return True
 
 
 async def dispatch(redis_url: str, directory: Path) -> None:

@@ -1,37 +1,36 @@
-"""Claims jobs one after the other and sees each through: starts its driver, renews its lease, ends it.
+"""Claims jobs one after the other, the members of a sweep together, and sees them through: starts their driver,
+renews their leases, writes down how each ends.
 
 The dispatcher holds no state: kill it at any time. Its driver dies with it, the lease runs out, and
 whoever claims the job next goes on from the published blocks.
 """
 
 import asyncio
-import contextlib
 import logging
 import math
 import os
 import shutil
-import signal
 import socket
 import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Sequence
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bitpress.cluster import DispatcherReport
-from bitpress.errors import BitpressError, Cancelled, SourceNotAllowed, StoreError, Unavailable
-from bitpress.plans import PlanAnswer, PlanRequest
+from bitpress.errors import Cancelled, StoreError, Unavailable
 from bitpress_service import logs, tracing
 from bitpress_service.jobstore import Claim, Fenced, JobStore, LeaseStatus
 from bitpress_service.sources import Sources
+from bitpress_workers.children import kill, sleep
 from bitpress_workers.devices import DeviceWatch
-from bitpress_workers.driver import DRAIN, RESULT, Order, Result
+from bitpress_workers.driver import DRAIN, Assignment, Order, Result, result_of
 from bitpress_workers.failure import crash, judge
+from bitpress_workers.plan_desk import PlanDesk
 from bitpress_workers.scratch import make_scratch, sweep_scratch
 
 log = logging.getLogger(__name__)
 
-PLAN_SECONDS = 100.0  # the longest that a plan may take; whoever waits for it gives up later
 REPORT_SECONDS = 5.0
 GRACE_SECONDS = 60.0  # a driver notices a pause or a cancel before its next linear; past this it is killed
 LAST_WORDS = 2000
@@ -39,9 +38,9 @@ LAST_WORDS = 2000
 
 @dataclass
 class Dispatcher:
-    """One claim at a time: the job in hand may use all devices.
+    """One claim at a time: what is in hand may use all devices.
 
-    hurry: set beside `stop`, the job in hand is given back at once, without its unfinished block.
+    hurry: set beside `stop`, what is in hand is given back at once, without its unfinished block.
     """
 
     store: JobStore
@@ -58,17 +57,18 @@ class Dispatcher:
     driver_command: Sequence[str] = (sys.executable, "-P", "-m", "bitpress_workers", "drive")
     owner: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
     hurry: asyncio.Event = field(default_factory=asyncio.Event)
-    _in_hand: Claim | None = None
+    _in_hand: dict[str, Claim] = field(default_factory=dict)  # that have not ended, by job
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set; the job in hand is then given back with its published blocks.
+        """Serve until `stop` is set; what is in hand is then given back with its published blocks.
 
         The block in hand gets `drain_seconds` to be one of them.
         """
         sweep_scratch()
         devices = DeviceWatch(self.ray_address)
+        plans = PlanDesk(self.store, self.ray_address, self.sources, self.poll_seconds)
         beside = {  # a job may take hours
-            asyncio.create_task(task) for task in (self._answer_plans(stop), devices.run(), self._report(devices, stop))
+            asyncio.create_task(task) for task in (plans.run(stop), devices.run(), self._report(devices, stop))
         }
         try:
             await self._run_jobs(devices, stop)
@@ -80,7 +80,7 @@ class Dispatcher:
     async def _report(self, devices: DeviceWatch, stop: asyncio.Event) -> None:
         """Say again and again what this dispatcher is doing."""
         while not stop.is_set():
-            job = self._in_hand.job if self._in_hand else None
+            job = next((claim.job for claim in self._in_hand.values()), None)
             report = DispatcherReport(
                 owner=self.owner,
                 cluster=self.ray_address,
@@ -91,83 +91,49 @@ class Dispatcher:
                 await self.store.report(report, REPORT_SECONDS * 4)
             except Unavailable as error:
                 log.warning("nobody learns of this dispatcher: %s", error)
-            await _sleep(REPORT_SECONDS, stop)
+            await sleep(REPORT_SECONDS, stop)
 
     async def _run_jobs(self, devices: DeviceWatch, stop: asyncio.Event) -> None:
         while not stop.is_set():
             try:
                 await self.store.reap()
-                self._in_hand = await self.store.claim(self.owner, self.lease_seconds, devices.capacity)
-                if self._in_hand is None:
-                    await _sleep(self.poll_seconds, stop)
+                claim = await self.store.claim(self.owner, self.lease_seconds, devices.capacity)
+                if claim is None:
+                    await sleep(self.poll_seconds, stop)
                     continue
-                job = self._in_hand.job
-                subject: dict[str, str | int] = {"job": job.id, "attempt": job.attempt}
+                self._in_hand = {each.job.id: each for each in claim.group}
+                subject = _subject(claim)
                 try:
-                    with logs.about(**subject), tracing.span("attempt", self._in_hand.traceparent, **subject):
-                        await self._attempt(self._in_hand, stop)
+                    with logs.about(**subject), tracing.span("attempt", claim.traceparent, **subject):
+                        await self._attempt(claim, stop)
                 finally:
-                    self._in_hand = None
+                    self._in_hand = {}
             except Unavailable as error:
                 log.warning("the job store is unavailable: %s", error)
-                await _sleep(self.poll_seconds * 4, stop)
-            except Fenced as error:
-                log.warning("%s", error)
-
-    async def _answer_plans(self, stop: asyncio.Event) -> None:
-        """Make one plan after the other, each by a process of its own."""
-        while not stop.is_set():
-            try:
-                order = await self.store.claim_plan()
-                if order is None:
-                    await _sleep(self.poll_seconds, stop)
-                else:
-                    await self.store.answer_plan(order.id, await self._plan(order.request))
-            except (Unavailable, OSError, ValueError) as error:  # a job in hand must not end for that
-                log.warning("a plan was not made: %s", error)
-                await _sleep(self.poll_seconds * 4, stop)
-
-    async def _plan(self, request: PlanRequest) -> PlanAnswer:
-        try:
-            self.sources.check(request.spec)
-        except SourceNotAllowed as error:
-            return PlanAnswer.refusal(error)
-        planner = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "bitpress_workers", "plan", "--ray-address", self.ray_address,
-            stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        try:
-            output, _ = await asyncio.wait_for(planner.communicate(request.model_dump_json().encode()), PLAN_SECONDS)
-        except TimeoutError:
-            return PlanAnswer.refusal(Unavailable(f"the plan was not made within {PLAN_SECONDS:.0f} s"))
-        finally:
-            await _kill(planner)
-        if planner.returncode:
-            return PlanAnswer.refusal(BitpressError(f"the planner ended with exit code {planner.returncode}"))
-        return PlanAnswer.model_validate_json(output)
+                await sleep(self.poll_seconds * 4, stop)
 
     async def _attempt(self, claim: Claim, stop: asyncio.Event) -> None:
-        log.info("the attempt starts")
+        log.info("the attempt starts" + (f", with {len(claim.others)} more of its sweep" if claim.others else ""))
         try:
             scratch = make_scratch()
         except OSError as error:
-            await self._conclude(claim, Result(code=StoreError.code, message=f"no scratch directory: {error}"), stop)
+            failed = Result(code=StoreError.code, message=f"no scratch directory: {error}")
+            await self._conclude(dict.fromkeys(self._in_hand, failed), stop)
             return
         try:
             driver = await self._start(claim, scratch)
             try:
-                ended = await self._watch(claim, driver, scratch, stop)
+                ended = await self._watch(driver, scratch, stop)
             finally:
-                await _kill(driver)
-            result = self._outcome(claim, driver, scratch) if ended else Result(released=True)
-            await self._conclude(claim, result, stop)
+                await kill(driver)
+            crashed = self._crash(claim, driver) if ended else Result(released=True)
+            await self._conclude(dict.fromkeys(self._in_hand, crashed) | self._results(scratch), stop)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
     async def _start(self, claim: Claim, scratch: Path) -> Process:
         order = Order(
-            job=claim.job,
-            fence=claim.fence,
+            jobs=tuple(Assignment(job=each.job, fence=each.fence) for each in claim.group),
             redis_url=self.redis_url,
             storage_url=self.storage_url,
             ray_address=self.ray_address,
@@ -189,16 +155,14 @@ class Dispatcher:
         driver.stdin.close()
         return driver
 
-    async def _watch(self, claim: Claim, driver: Process, scratch: Path, stop: asyncio.Event) -> bool:
-        """Renew the lease until the driver ends (True), or has to be ended (False).
-
-        Raises Fenced when the job has become another's.
-        """
+    async def _watch(self, driver: Process, scratch: Path, stop: asyncio.Event) -> bool:
+        """Renew the leases until the driver ends (True), or has to be ended (False); jobs may end on the way."""
         clock = asyncio.get_running_loop().time
         exited, stopping, hurried = (
             asyncio.ensure_future(wait) for wait in (driver.wait(), stop.wait(), self.hurry.wait())
         )
-        drained_by = asked_by = math.inf
+        drained_by = math.inf
+        asked_by: dict[str, float] = {}
         try:
             while True:
                 news = {exited, hurried} if stopping.done() else {exited, hurried, stopping}
@@ -209,33 +173,57 @@ class Dispatcher:
                 if stopping.done() and drained_by == math.inf:
                     (scratch / DRAIN).touch()
                     drained_by = clock() + self.drain_seconds
-                idle = await self._renew(claim) is LeaseStatus.OK
-                asked_by = math.inf if idle else min(asked_by, clock() + GRACE_SECONDS)
-                if hurried.done() or clock() >= min(drained_by, asked_by):
+                results = self._results(scratch, draining=stopping.done())
+                if len(results) < len(self._in_hand):  # else the driver is about to end, and its devices are not free
+                    await self._conclude(results, stop)
+                asked = {job_id for job_id in list(self._in_hand) if await self._renew(job_id) is not LeaseStatus.OK}
+                asked_by = {job_id: asked_by.get(job_id, clock() + GRACE_SECONDS) for job_id in asked}
+                late = {job_id for job_id, end in asked_by.items() if clock() >= end and job_id in self._in_hand}
+                if hurried.done() or clock() >= drained_by or late == set(self._in_hand):
                     return False
+                # The driver may be busy with the others: it is shut out of these, and drops them at its next write.
+                await self._conclude(dict.fromkeys(late, Result(released=True)), stop)
         finally:
             exited.cancel()
             stopping.cancel()
             hurried.cancel()
 
-    async def _renew(self, claim: Claim) -> LeaseStatus:
+    async def _renew(self, job_id: str) -> LeaseStatus:
+        """Keep a job; one that has become another's is in hand no more."""
         try:
-            return await self.store.renew(claim.job.id, claim.fence, self.lease_seconds)
+            return await self.store.renew(job_id, self._in_hand[job_id].fence, self.lease_seconds)
         except Unavailable as error:
             # The driver goes on; if the store comes back too late, the lease is lost and both are fenced.
             log.warning("the lease is not renewed: %s", error)
-            return LeaseStatus.OK
+        except Fenced as error:
+            log.warning("%s", error)
+            del self._in_hand[job_id]
+        return LeaseStatus.OK
 
-    def _outcome(self, claim: Claim, driver: Process, scratch: Path) -> Result:
-        path = scratch / RESULT
-        if path.exists():
-            return Result.model_validate_json(path.read_text())
+    def _results(self, scratch: Path, *, draining: bool = False) -> dict[str, Result]:
+        """How jobs in hand have ended. While others are drained, those that are released wait for them:
+        whoever takes over is to have them together."""
+        found = {
+            job_id: Result.model_validate_json(path.read_text())
+            for job_id in self._in_hand
+            if (path := result_of(scratch, job_id)).exists()
+        }
+        return {job_id: result for job_id, result in found.items() if not (draining and result.released)}
+
+    def _crash(self, claim: Claim, driver: Process) -> Result:
         words = self._log_path(claim).read_text(errors="replace")[-LAST_WORDS:].strip()
         error = crash(driver.returncode or 0, words)
         return Result(code=error.code, message=error.message)
 
-    async def _conclude(self, claim: Claim, result: Result, stop: asyncio.Event) -> None:
-        """Write down how the attempt ended; hours of work must not be lost to a store that is away for a while."""
+    async def _conclude(self, results: Mapping[str, Result], stop: asyncio.Event) -> None:
+        """Write down how jobs ended; hours of work must not be lost to a store that is away for a while."""
+        for job_id, result in results.items():
+            claim = self._in_hand[job_id]
+            with logs.about(**_subject(claim)):
+                await self._record_end(claim, result, stop)
+            del self._in_hand[job_id]
+
+    async def _record_end(self, claim: Claim, result: Result, stop: asyncio.Event) -> None:
         while True:
             try:
                 await self._write(claim, result)
@@ -243,7 +231,10 @@ class Dispatcher:
                 if stop.is_set():
                     raise
                 log.warning("the end is not recorded yet: %s", error)
-                await _sleep(self.poll_seconds * 4, stop)
+                await sleep(self.poll_seconds * 4, stop)
+            except Fenced as error:
+                log.warning("%s", error)
+                return
             else:
                 log.info("the attempt ended: %s", result.outcome)
                 return
@@ -269,16 +260,5 @@ class Dispatcher:
         return self.logs / f"{claim.job.id}-{claim.job.attempt}.log"
 
 
-async def _kill(process: Process) -> None:
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):  # it has just ended, and this loop is yet to hear of it
-            os.killpg(process.pid, signal.SIGKILL)
-    await process.wait()
-
-
-async def _sleep(seconds: float, stop: asyncio.Event) -> None:
-    """Sleep, or less when `stop` is set."""
-    try:
-        await asyncio.wait_for(stop.wait(), seconds)
-    except TimeoutError:
-        return
+def _subject(claim: Claim) -> dict[str, str | int]:
+    return {"job": claim.job.id, "attempt": claim.job.attempt}

@@ -1,8 +1,9 @@
-"""The process of one job attempt: owns Ray, the devices and one job's pipeline; dies with its dispatcher.
+"""The process of one attempt of a job, or of several members of a sweep: owns Ray, the devices and the pipeline;
+dies with its dispatcher.
 
 It reads its order from standard input (an order may hold secrets, which do not belong in argv) and
-leaves a Result in its scratch directory. It records blocks and progress itself, each write fenced;
-what becomes of the job is the dispatcher's decision.
+leaves a Result for each job in its scratch directory, as soon as that job has ended. It records blocks and
+progress itself, each write fenced; what becomes of a job is the dispatcher's decision.
 """
 
 import logging
@@ -10,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,6 @@ from typing import Any
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from pydantic import BaseModel, ConfigDict
 
-from bitpress.artifacts import Report
 from bitpress.errors import ERRORS, BitpressError, Cancelled, Unavailable
 from bitpress.jobs import Job, Progress
 from bitpress_service import logs, tracing
@@ -29,29 +29,32 @@ from bitpress_service.redis_jobstore import RedisJobStore
 from bitpress_service.settings import Settings
 from bitpress_service.sources import Sources
 from bitpress_workers.parent import end_with_parent
-from bitpress_workers.pipeline.run import Site, run_job
+from bitpress_workers.pipeline.member import Member, Members, MembersEnded
+from bitpress_workers.pipeline.publish import Released
+from bitpress_workers.pipeline.run import Pipeline, Site
 from bitpress_workers.ray_fleet import RaySession
 
 log = logging.getLogger(__name__)
 
-RESULT = "result.json"
 DRAIN = "drain"  # a file of this name in the scratch directory: end with the block in hand
 OUTAGE_SECONDS = 60.0
 
 
-class Released(BitpressError):
-    """The attempt ends early and in good order: the job goes to who wants it next."""
-
-    code = "released"
-
-
-class Order(BaseModel):
-    """What a driver is told."""
+class Assignment(BaseModel):
+    """A job, and the fence of its attempt."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     job: Job
     fence: int
+
+
+class Order(BaseModel):
+    """What a driver is told; of several jobs, that they are members of one sweep."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    jobs: tuple[Assignment, ...]
     redis_url: str
     storage_url: str
     ray_address: str
@@ -83,16 +86,25 @@ class Result(BaseModel):
         return ERRORS.get(self.code, BitpressError)(self.message) if self.code else None
 
 
+def result_of(scratch: Path, job_id: str) -> Path:
+    """Where a job's Result is left."""
+    return scratch / f"{job_id}.json"
+
+
 @dataclass
 class JobRecorder:
-    """Records one job's progress in the job store, from this thread into the store's event loop."""
+    """Records one job's progress in the job store, from this thread into the store's event loop.
+
+    How the job ended is left in the directory `scratch`, where also stands that the attempt is to end early.
+    """
 
     portal: BlockingPortal
     store: JobStore
     job: Job
     fence: int
-    drain: Path
+    scratch: Path
     files: dict[str, str] = field(default_factory=dict)
+    has_ended: bool = False
     block_begin_ns: int = field(default_factory=time.time_ns)
 
     def blocks(self) -> dict[int, BlockRecord]:
@@ -106,7 +118,12 @@ class JobRecorder:
         self._check_drain()
 
     def progress(self, progress: Progress) -> None:
-        logs.whole_process_about(block=progress.blocks_done if progress.phase == "calibrating" else None)
+        # The members of a sweep take turns, which begin with their progress.
+        logs.whole_process_about(
+            job=self.job.id,
+            attempt=self.job.attempt,
+            block=progress.blocks_done if progress.phase == "calibrating" else None,
+        )
         self._record(progress=progress)
         if progress.phase in _NOTHING_IN_HAND:
             self._check_drain()
@@ -121,8 +138,18 @@ class JobRecorder:
     def finish(self, files: Mapping[str, str]) -> None:
         self.files = dict(files)
 
+    def ended(self, error: BitpressError | None) -> None:
+        if isinstance(error, Released):
+            result = Result(released=True)
+        else:
+            result = Result(files=self.files, code=error and error.code, message=error.message if error else "")
+        path = result_of(self.scratch, self.job.id)
+        path.with_suffix(".part").write_text(result.model_dump_json())
+        path.with_suffix(".part").rename(path)
+        self.has_ended = True
+
     def _check_drain(self) -> None:
-        if self.drain.exists():
+        if (self.scratch / DRAIN).exists():
             raise Released("the dispatcher is about to stop")
 
     def _record(self, **what: Any) -> None:
@@ -148,39 +175,54 @@ class JobRecorder:
 _NOTHING_IN_HAND = ("preparing", "evaluating")
 
 
-def drive(order: Order) -> Result:
-    """Run one attempt. Never raises for what is the job's fault: that is in the Result."""
+def drive(order: Order) -> bool:
+    """Run one attempt, and return whether all jobs succeeded. Never raises for what is a job's fault."""
+    with start_blocking_portal() as portal:
+        store = portal.call(_connect, order.redis_url)
+        recorders = [JobRecorder(portal, store, each.job, each.fence, Path(order.scratch)) for each in order.jobs]
+        try:
+            return _run(order, recorders)
+        except BitpressError as error:
+            _end_all(recorders, error)
+        except Exception as error:
+            # A defect of ours: the whole story goes to the attempt's log, one line of it to the user.
+            log.exception("the attempt ended by a defect")
+            _end_all(recorders, BitpressError(f"{type(error).__name__}: {error}"))
+        finally:
+            portal.call(store.aclose)
+    return False
+
+
+def _run(order: Order, recorders: Sequence[JobRecorder]) -> bool:
+    spec = order.jobs[0].job.spec  # the members of a sweep differ in their methods alone
+    order.sources.check(spec)
+    members = Members([_member(number, recorder) for number, recorder in enumerate(recorders)])
     try:
-        with start_blocking_portal() as portal:
-            store = portal.call(_connect, order.redis_url)
-            recorder = JobRecorder(portal, store, order.job, order.fence, Path(order.scratch) / DRAIN)
-            try:
-                problem = _run(order, recorder).problem()
-            finally:
-                portal.call(store.aclose)
-        if problem is None:
-            return Result(files=recorder.files)
-        return Result(files=recorder.files, code=problem.code, message=problem.message)
-    except Released:
-        return Result(released=True)
-    except BitpressError as error:
-        return Result(code=error.code, message=error.message)
-
-
-def _run(order: Order, recorder: JobRecorder) -> Report:
-    job = order.job
-    order.sources.check(job.spec)
-    recorder.log(f"attempt {job.attempt}: starting Ray ({order.ray_address})")
+        members.log(f"starting Ray ({order.ray_address})")
+    except MembersEnded:
+        return False
     ray_dir = Path(order.scratch) / "r"  # Ray opens its directory to everybody; the one above stays shut
-    with RaySession(order.ray_address, job.spec.devices, str(ray_dir), order.stall_seconds) as session:
+    with RaySession(order.ray_address, spec.devices, str(ray_dir), order.stall_seconds) as session:
         site = Site(
             devices=session.devices().within(order.device_memory_gib),
             make_fleet=session.make_fleet,
             store_url=order.storage_url,
             scratch=Path(order.scratch) / "restoring",
         )
-        key_of = partial(job_key, job.tenant, job.id, order.fence)
-        return run_job(job.spec, key_of, recorder, site)
+        Pipeline(members, site).run()
+    return all(member.report is not None and member.report.problem() is None for member in members.all)
+
+
+def _member(number: int, recorder: JobRecorder) -> Member:
+    job = recorder.job
+    return Member(number, job.spec, partial(job_key, job.tenant, job.id, recorder.fence), recorder)
+
+
+def _end_all(recorders: Sequence[JobRecorder], error: BitpressError) -> None:
+    """What is not the fault of one job ends all that have not ended."""
+    for recorder in recorders:
+        if not recorder.has_ended:
+            recorder.ended(error)
 
 
 async def _connect(url: str) -> RedisJobStore:
@@ -195,16 +237,8 @@ def main() -> int:
         return 1  # nobody renews the lease any more
     logs.configure(Settings().log_format)
     tracing.configure("driver")
-    subject: dict[str, str | int] = {"job": order.job.id, "attempt": order.job.attempt}
+    first = order.jobs[0].job
+    subject: dict[str, str | int] = {"job": first.id, "attempt": first.attempt}
     logs.whole_process_about(**subject)
-    try:
-        with tracing.span("drive", order.traceparent, **subject):
-            result = drive(order)
-    except Exception as error:
-        # A defect of ours: the whole story goes to the attempt's log, one line of it to the user.
-        log.exception("the attempt ended by a defect")
-        result = Result(code="internal", message=f"{type(error).__name__}: {error}")
-    path = Path(order.scratch) / RESULT
-    path.with_suffix(".part").write_text(result.model_dump_json())
-    path.with_suffix(".part").rename(path)
-    return 0 if result.error() is None else 1
+    with tracing.span("drive", order.traceparent, **subject):
+        return 0 if drive(order) else 1

@@ -11,7 +11,8 @@ from pathlib import Path
 from bitpress.artifacts import MANIFEST, REPORT, Manifest, Report, parse_report
 from bitpress.errors import BitpressError, Conflict
 from bitpress.jobs import Evaluation, JobSpec, Progress
-from bitpress.sweeps import Comparison, SweepSpec
+from bitpress.sweep_results import Comparison
+from bitpress.sweeps import SweepSpec
 from bitpress_service.jobstore import BlockRecord
 from bitpress_workers.pipeline.fleet import local_devices, make_local_fleet
 from bitpress_workers.pipeline.member import Member, Members
@@ -55,6 +56,9 @@ class DirectoryRecorder:
 
     def finish(self, files: Mapping[str, str]) -> None:
         """Nothing left to do: the manifest is there."""
+
+    def ended(self, error: BitpressError | None) -> None:
+        """Nothing to do: who runs the job has it."""
 
 
 def run_local(

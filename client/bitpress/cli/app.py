@@ -64,6 +64,8 @@ JobId = Annotated[
 JobIds = Annotated[
     list[str],
     typer.Argument(
-        metavar="JOB", help="Ids of jobs, or their beginnings; - reads them from stdin.", autocompletion=complete_job
+        metavar="JOB",
+        help="Ids of jobs, or their beginnings, or that of a sweep for all its jobs; - reads them from stdin.",
+        autocompletion=complete_job,
     ),
 ]

@@ -9,6 +9,7 @@ from bitpress.client import Client
 from bitpress.config import find_service
 from bitpress.errors import BitpressError, Conflict, NotFound
 from bitpress.jobs import JobFilter
+from bitpress.sweeps import SWEEP_ID
 from bitpress.transport import Transport
 
 JOB, LENGTH = "job_", 30  # of a job's id
@@ -18,9 +19,21 @@ OFFERED = 50
 
 
 def whole_ids(client: Client, given: Sequence[str]) -> list[str]:
-    """The jobs that are meant, each once; `-` stands for the ids on stdin."""
+    """The jobs that are meant, each once; `-` stands for the ids on stdin, that of a sweep for those of its members.
+
+    Raises as `whole_id` does, NotFound also for a sweep that has no members.
+    """
     words = [word for text in given for word in (sys.stdin.read().split() if text == STDIN else [text])]
-    return list(dict.fromkeys(whole_id(client, word) for word in words))
+    return list(dict.fromkeys(job_id for word in words for job_id in _jobs(client, word)))
+
+
+def _jobs(client: Client, word: str) -> list[str]:
+    if not word.startswith(SWEEP_ID):
+        return [whole_id(client, word)]
+    members = sorted(job.id for job in client.list(JobFilter(sweep=word)))  # in the order of their methods
+    if not members:
+        raise NotFound(f"no sweep {word!r}")
+    return members
 
 
 def whole_id(client: Client, given: str) -> str:

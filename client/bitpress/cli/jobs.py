@@ -1,6 +1,7 @@
 """Commands on jobs: submit, list, get."""
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from itertools import islice
 from typing import Annotated, Any
@@ -13,8 +14,9 @@ from bitpress.cli.ids import whole_id
 from bitpress.cli.output import plain_table, print_json, print_table, say
 from bitpress.client import Client
 from bitpress.errors import InvalidJob
-from bitpress.jobs import Job, JobFilter, JobSpec, JobState, parse_spec, validated
+from bitpress.jobs import Job, JobFilter, JobSpec, JobState, validated
 from bitpress.progress import describe
+from bitpress.sweeps import SweepSpec, parse_submission
 
 
 @app.command(rich_help_panel=JOBS)
@@ -35,28 +37,38 @@ def submit(
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="With --wait: stay no longer.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Submit a job and print its id."""
+    """Submit a job, or a sweep, and print its id, or those of its jobs."""
     if timeout is not None and not wait:
         raise typer.BadParameter("--timeout goes with --wait")
     named = [] if name is None else [f"name={json.dumps(name)}"]
     parsed = read_spec(spec.read(), [*named, *(assignments or [])])
     with Client() as client:
-        job = client.submit(parsed, idempotency_key, priority)
+        jobs = _submit(client, parsed, idempotency_key, priority)
+        ids = [job.id for job in jobs]
         if wait:
             if not as_json:
-                say(f"submitted {job.id}")
-            show_until_ended(client, [job.id], timeout)
-            job = client.get(job.id)
+                say(f"submitted {' '.join(ids)}")
+            show_until_ended(client, ids, timeout)
+            jobs = [client.get(job_id) for job_id in ids]
     if as_json:
-        print_json(job.model_dump(mode="json"))
+        documents = [job.model_dump(mode="json") for job in jobs]
+        print_json(documents[0] if isinstance(parsed, JobSpec) else {"sweep": jobs[0].sweep, "jobs": documents})
     else:
-        typer.echo(job.id)
+        if jobs[0].sweep:
+            say(f"sweep {jobs[0].sweep}")
+        typer.echo("\n".join(ids))
     if wait:
-        end_with_outcome([job])
+        end_with_outcome(jobs)
 
 
-def read_spec(text: str | bytes, assignments: list[str]) -> JobSpec:
-    """Parse a spec and apply `PATH=VALUE` changes; VALUE is JSON where it can be, else a string.
+def _submit(client: Client, asked: JobSpec | SweepSpec, idempotency_key: str | None, priority: int) -> Sequence[Job]:
+    if isinstance(asked, SweepSpec):
+        return client.submit_sweep(asked, idempotency_key, priority)
+    return [client.submit(asked, idempotency_key, priority)]
+
+
+def read_spec(text: str | bytes, assignments: list[str]) -> JobSpec | SweepSpec:
+    """Parse the spec of a job or a sweep and apply `PATH=VALUE` changes; VALUE is JSON where it can be, else a string.
 
     Raises InvalidJob.
     """
@@ -66,7 +78,7 @@ def read_spec(text: str | bytes, assignments: list[str]) -> JobSpec:
         raise InvalidJob(f"the job spec is not JSON: {error}") from None
     for assignment in assignments:
         _assign(data, assignment)
-    return parse_spec(data)
+    return parse_submission(data)
 
 
 def _assign(data: Any, assignment: str) -> None:
@@ -89,12 +101,15 @@ def list_jobs(
     method: Annotated[str | None, typer.Option(help="Only jobs of this method.")] = None,
     model: Annotated[str | None, typer.Option(metavar="URI", help="Only jobs on this model.")] = None,
     name: Annotated[str | None, typer.Option(metavar="TEXT", help="Only jobs whose name contains this.")] = None,
+    sweep: Annotated[str | None, typer.Option(metavar="ID", help="Only the members of this sweep.")] = None,
     since: Annotated[datetime | None, typer.Option(help="Only jobs that were created after this local time.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 20,
     as_json: Json = False,
 ) -> None:
     """List jobs, newest first."""
-    given: dict[str, object] = {"state": state, "label": label, "method": method, "model": model, "name": name}
+    given: dict[str, object] = {
+        "state": state, "label": label, "method": method, "model": model, "name": name, "sweep": sweep,
+    }  # fmt: skip
     if since:
         given["created_after"] = since.astimezone()
     where = validated(JobFilter, {field: value for field, value in given.items() if value is not None}, "the filter")
@@ -131,6 +146,7 @@ def print_job(job: Job, as_json: bool) -> None:
         "progress": f"{job.progress.fraction:.0%}",
         "model": job.spec.model.uri,
         "method": job.spec.method.model_dump_json(),
+        "sweep": job.sweep,
         "attempt": str(job.attempt),
         "error": f"[{job.error.code}] {job.error.message}" if job.error else None,
         "created": job.created_at.isoformat(),

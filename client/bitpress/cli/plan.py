@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -14,8 +15,17 @@ from bitpress.cli.output import plain_table, print_json, print_table, say, size
 from bitpress.client import Client
 from bitpress.errors import BitpressError
 from bitpress.jobs import JobSpec
-from bitpress.plans import DevicesLike, PlanAnswer, PlannedDevices, PlanReport, PlanRequest
+from bitpress.plans import (
+    DevicesLike,
+    PhaseCost,
+    PlanAnswer,
+    PlannedDevices,
+    PlanReport,
+    SweepPlanReport,
+    plan_request,
+)
 from bitpress.progress import duration
+from bitpress.sweeps import SweepSpec
 
 
 @app.command(rich_help_panel=JOBS)
@@ -34,16 +44,14 @@ def plan(
     local: Annotated[bool, typer.Option("--local", help="Plan on this machine, without a service.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Say what a job would need and cost: memory, operations, time, size; nothing of it runs."""
+    """Say what a job, or a sweep, would need and cost: memory, operations, time, size; nothing of it runs."""
     parsed = read_spec(spec.read(), assignments or [])
     like = _read_devices(devices_like.read()) if devices_like else None
-    if local:
-        report = _plan_here(parsed, like)
-    else:
-        with Client() as client:
-            report = client.plan(parsed, like)
+    report = _plan_here(parsed, like) if local else _ask(parsed, like)
     if as_json:
         print_json(report.model_dump(mode="json"))
+    elif isinstance(report, SweepPlanReport):
+        _show_sweep(report)
     else:
         _show(report)
 
@@ -56,10 +64,15 @@ def _read_devices(text: bytes) -> DevicesLike:
         raise typer.BadParameter(f"--devices-like: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
-def _plan_here(spec: JobSpec, like: DevicesLike | None) -> PlanReport:
+def _ask(spec: JobSpec | SweepSpec, like: DevicesLike | None) -> PlanReport | SweepPlanReport:
+    with Client() as client:
+        return client.plan_sweep(spec, like) if isinstance(spec, SweepSpec) else client.plan(spec, like)
+
+
+def _plan_here(spec: JobSpec | SweepSpec, like: DevicesLike | None) -> PlanReport | SweepPlanReport:
     require_workers("plan --local")
     command = [sys.executable, "-P", "-m", "bitpress_workers", "plan"]
-    request = PlanRequest.of(spec, like).model_dump_json()
+    request = plan_request(spec, like).model_dump_json()
     done = subprocess.run(command, input=request, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise BitpressError(f"the planner ended with exit code {done.returncode}")
@@ -72,10 +85,7 @@ def _show(report: PlanReport) -> None:
         job.add_row(name, value)
     print_table(job)
     typer.echo()
-    phases = plain_table("phase", "operations or bytes", "time")
-    for name, phase in report.phases.items():
-        phases.add_row(name, size(phase.bytes) if phase.bytes else _operations(phase.flops), _time(phase.seconds))
-    print_table(phases)
+    _show_phases(report.phases)
     typer.echo()
     blocks = plain_table("blocks", "linears", "operations of each", "before", "after", "bits per weight", "peak memory")
     for shape in report.blocks:
@@ -93,6 +103,44 @@ def _show(report: PlanReport) -> None:
         say(f"assumed: {assumption}")
 
 
+def _show_sweep(report: SweepPlanReport) -> None:
+    """What all members need together, and each by itself."""
+    first, rows = report.members[0], plain_table("", "")
+    for name, value in {
+        "model": report.spec.model.uri,
+        "devices": _devices(first.devices),
+        "shards": str(first.shards),
+        "members": str(len(report.members)),
+        **_totals(report),
+    }.items():
+        rows.add_row(name, value)
+    print_table(rows)
+    typer.echo()
+    _show_phases(report.phases)
+    typer.echo()
+    members = plain_table("member", "bits per weight", "after", "operations alone", "time alone", "peak memory")
+    for name, member in zip(report.spec.names(), report.members, strict=True):
+        peak = member.peak_device_bytes or member.peak_host_bytes
+        members.add_row(
+            name,
+            f"{member.bits_per_weight:.3f}",
+            size(member.artifact_bytes),
+            _operations(member.flops),
+            _time(member.seconds),
+            size(peak),
+        )
+    print_table(members)
+    for assumption in report.assumptions:
+        say(f"assumed: {assumption}")
+
+
+def _show_phases(phases: Mapping[str, PhaseCost]) -> None:
+    table = plain_table("phase", "operations or bytes", "time")
+    for name, phase in phases.items():
+        table.add_row(name, size(phase.bytes) if phase.bytes else _operations(phase.flops), _time(phase.seconds))
+    print_table(table)
+
+
 def _summary(report: PlanReport) -> dict[str, str]:
     rows = {
         "model": report.spec.model.uri,
@@ -101,6 +149,15 @@ def _summary(report: PlanReport) -> dict[str, str]:
         "shards": str(report.shards),
         "bits per weight": f"{report.bits_per_weight:.3f}",
         "bytes before": size(report.checkpoint_bytes),
+        **_totals(report),
+    }
+    if report.peak_device_bytes:
+        rows["activations"] = f"in {report.activations} memory"
+    return rows
+
+
+def _totals(report: PlanReport | SweepPlanReport) -> dict[str, str]:
+    rows = {
         "bytes after": size(report.artifact_bytes),
         "read, written": f"{size(report.bytes_read)}, {size(report.bytes_written)}",
         "peak host memory": f"{size(report.peak_host_bytes)} ({report.peak_moment})",
@@ -109,7 +166,6 @@ def _summary(report: PlanReport) -> dict[str, str]:
     }
     if report.peak_device_bytes:
         rows["peak host memory"] = size(report.peak_host_bytes)
-        rows["activations"] = f"in {report.activations} memory"
         rows["peak device memory"] = f"{size(report.peak_device_bytes)} ({report.peak_moment})"
     return rows
 

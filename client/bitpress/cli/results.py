@@ -1,6 +1,7 @@
 """Commands on what a job made: report, pull; and the methods a service offers."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from bitpress.client import Client
 from bitpress.comparison import compare, differences, require_same_evaluation, to_csv
 from bitpress.comparison_page import to_html
 from bitpress.config import find_service
+from bitpress.errors import NotFound
 from bitpress.methods import MethodConfig, PTQ161Config
 from bitpress.progress import duration
 
@@ -34,18 +36,17 @@ def report(
     if (markdown or html) and (as_json or len(job_ids) > 1 or (markdown and html)):
         raise typer.BadParameter("--markdown and --html are for the report of one job, without --json")
     with Client() as client:
-        job_ids = whole_ids(client, job_ids)
         if html:
-            html.write_text(client.report_html(job_ids[0]), encoding="utf-8")
+            html.write_text(client.report_html(whole_id(client, job_ids[0])), encoding="utf-8")
             say(f"{html}: open it in a browser; it needs nothing else")
             return
         if markdown:
-            typer.echo(client.report_markdown(job_ids[0]))
+            typer.echo(client.report_markdown(whole_id(client, job_ids[0])))
             return
-        reports = {job_id: client.report(job_id) for job_id in job_ids}
+        reports = _reports(client, job_ids)
     if as_json:
         data = {job_id: entry.model_dump(mode="json") for job_id, entry in reports.items()}
-        print_json(data if len(data) > 1 else data[job_ids[0]])
+        print_json(data if len(data) > 1 else next(iter(data.values())))
         return
     columns = [summary(entry) for entry in reports.values()]
     table = plain_table("job", *reports)
@@ -66,7 +67,7 @@ def compare_jobs(
 ) -> None:
     """Put jobs side by side by the bits they store; refused when they were not evaluated alike."""
     with Client() as client:
-        reports = {job_id: client.report(job_id) for job_id in whole_ids(client, job_ids)}
+        reports = _reports(client, job_ids)
     if anyway:
         for difference in differences(reports):
             say(f"not alike: {difference}")
@@ -94,6 +95,24 @@ def compare_jobs(
         where = (Path(str(row["dataset"])).name, str(row["job"]), str(row["name"]), f"{row['bits_per_weight']:.3f}")
         table.add_row(*where, *figures, str(row["on_front"]))
     print_table(table)
+
+
+def _reports(client: Client, ids: Sequence[str]) -> dict[str, Report]:
+    """Reports by job; members that have none, of a sweep that was asked for, are named and left out.
+
+    Raises NotFound for any other job without a report, or when nothing is left.
+    """
+    found = {}
+    for job_id in whole_ids(client, ids):
+        try:
+            found[job_id] = client.report(job_id)
+        except NotFound as error:
+            if client.get(job_id).sweep not in ids:
+                raise
+            say(f"left out: {error.message}")
+    if not found:
+        raise NotFound(f"no job of {', '.join(ids)} has a report")
+    return found
 
 
 def summary(report: Report) -> dict[str, str]:

@@ -1,9 +1,10 @@
 -- ARGV: owner, ms of the lease, nine digits that were drawn for the fence, cluster and its devices (or ''),
 --       ms for which a job may be passed over
--- Returns the job, or false when none is due.
+-- Returns the job, with it the other members of its sweep that wait, or false when none is due.
 local owner, lease_ms, drawn, cluster, devices, patience_ms = unpack(ARGV)
 local total = tonumber(devices)
 local LOOK_AT = 1000  -- of the queue's head; a script must not take long
+local ALONE = 2  -- who has lost so many attempts in a row gets the next for itself: another member may be to blame
 
 local now = now_ms()
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', delayed, '-inf', integer(now), 'LIMIT', 0, 100)) do
@@ -13,10 +14,12 @@ end
 
 -- What attempts hold of the cluster.
 local function held()
-  local sum = 0
+  local sum, groups = 0, {}
   for _, id in ipairs(redis.call('ZRANGE', leases, 0, -1)) do
-    local on = read(id, 'cluster', 'holds')
-    if on[1] == cluster then sum = sum + tonumber(on[2]) end
+    local on = read(id, 'cluster', 'holds', 'group')
+    local group = on[3] or id
+    if on[1] == cluster and not groups[group] then sum = sum + tonumber(on[2]) end
+    groups[group] = true
   end
   return sum
 end
@@ -47,17 +50,41 @@ local function first_that_fits()
   return nil
 end
 
+local function is_shared(id)
+  local lost = read(id, 'failures', 'stalled')
+  return math.max(tonumber(lost[1]), tonumber(lost[2])) < ALONE
+end
+
+-- The other members of a job's sweep that wait, those after a failure too: what failed was the attempt they shared.
+local function members_with(id)
+  local sweep, found = read(id, 'sweep')[1] or '', {}
+  if sweep == '' or not is_shared(id) then return found end
+  for _, member in ipairs(redis.call('ZRANGE', sweep_key(sweep), 0, -1)) do
+    if member ~= id and read(member, 'state')[1] == 'queued' and is_shared(member) then table.insert(found, member) end
+  end
+  return found
+end
+
+local function take(id, holds, group)
+  dequeue(id)
+  local key = job_key(id)
+  redis.call('HDEL', key, 'passed_over_at')
+  redis.call('HSET', key, 'owner', owner, 'cluster', cluster, 'holds', holds, 'group', group,
+    'block_since', integer(now))
+  count('attempts')
+  raise_fence(id, drawn)
+  redis.call('HINCRBY', key, 'attempt', 1)
+  redis.call('HINCRBY', key, 'stalled', 1)
+  redis.call('HSETNX', key, 'started_at', integer(now))
+  redis.call('ZADD', leases, integer(now + lease_ms), id)
+  become(id, 'running', '')
+  return job(id)
+end
+
 local id, holds = first_that_fits()
 if not id then return false end
-redis.call('ZREM', queue, id)
-local key = job_key(id)
-redis.call('HDEL', key, 'passed_over_at')
-redis.call('HSET', key, 'owner', owner, 'cluster', cluster, 'holds', holds, 'block_since', integer(now))
-count('attempts')
-raise_fence(id, drawn)
-redis.call('HINCRBY', key, 'attempt', 1)
-redis.call('HINCRBY', key, 'stalled', 1)
-redis.call('HSETNX', key, 'started_at', integer(now))
-redis.call('ZADD', leases, integer(now + lease_ms), id)
-become(id, 'running', '')
-return job(id)
+local group = id .. ' ' .. read(id, 'fence')[1]
+local others = members_with(id)
+local taken = {take(id, holds, group)}
+for _, member in ipairs(others) do table.insert(taken, take(member, holds, group)) end
+return taken

@@ -6,8 +6,10 @@
 --                                   a user asked for it, `at:<state>` ms when it last came into a state;
 --                                   `method`, `model`, `find` (the name in lower case) and `labels` are
 --                                   what lists are filtered by; `devices` it asks for ('': all there are),
---                                   `holds` so many of `cluster` while it runs, `passed_over_at` ms since
---                                   when smaller jobs have overtaken it
+--                                   `holds` so many of `cluster` while it runs, together with the jobs of the
+--                                   same `group`, which were claimed with it; `passed_over_at` ms since when
+--                                   smaller jobs have overtaken it; `sweep` that it is a member of, or ''
+--   sweep:<id>              zset    ids of its members; ids sort by creation
 --   queue                   zset    id -> rank: higher priority first, then older first
 --   sequence                string  counts the jobs, for their order in the queue
 --   delayed                 zset    id -> ms when it goes back to the queue
@@ -38,6 +40,8 @@ local queue, delayed, leases = prefix .. 'queue', prefix .. 'delayed', prefix ..
 local function job_key(id) return prefix .. 'job:' .. id end
 
 local function key_key(digest) return prefix .. 'key:' .. digest end
+
+local function sweep_key(id) return prefix .. 'sweep:' .. id end
 
 local function plan_key(id) return prefix .. 'plan:' .. id end
 
@@ -168,11 +172,11 @@ local function holds(id, fence)
   return running and current[1] == fence, current[3] or 'ok'
 end
 
--- Whether so many jobs of a tenant wait already; '' is no limit.
-local function is_full(tenant, most)
+-- Whether `more` jobs of a tenant would be too many to wait; '' is no limit.
+local function is_full(tenant, most, more)
   local index = prefix .. 'jobs:' .. tenant
   local waiting = redis.call('ZCARD', index .. ':queued') + redis.call('ZCARD', index .. ':paused')
-  return most ~= '' and waiting >= tonumber(most)
+  return most ~= '' and waiting + more > tonumber(most)
 end
 
 -- The state of a tenant's job, or false when there is none.

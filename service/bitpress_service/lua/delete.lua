@@ -9,6 +9,7 @@ end
 if state ~= 'succeeded' and state ~= 'failed' and state ~= 'cancelled' then return 'conflict' end
 redis.call('SADD', prefix .. 'trash', objects)
 local index = prefix .. 'jobs:' .. read(id, 'tenant')[1]
+redis.call('ZREM', sweep_key(read(id, 'sweep')[1] or ''), id)
 redis.call('ZREM', index, id)
 redis.call('ZREM', index .. ':' .. state, id)
 redis.call('DEL', job_key(id), prefix .. 'events:' .. id, prefix .. 'blocks:' .. id)

@@ -1,9 +1,9 @@
 -- ARGV: attempts without a new block after which a job fails
--- Returns the ids of the jobs whose lease had run out.
+-- Returns the ids of the jobs whose lease had run out, and of those that were claimed with them.
 local max_stalled = tonumber(ARGV[1])
+local reaped = {}
 
-local expired = redis.call('ZRANGEBYSCORE', leases, '-inf', integer(now_ms()), 'LIMIT', 0, 100)
-for _, id in ipairs(expired) do
+local function reap(id)
   -- From here on the old worker's writes are refused, whoever takes over and when.
   raise_fence(id, 0)
   count('takeovers')
@@ -16,5 +16,17 @@ for _, id in ipairs(expired) do
   else
     settle(id, current[1], 0, cjson.encode(failure))
   end
+  table.insert(reaped, id)
 end
-return expired
+
+local function is_held(id) return redis.call('ZSCORE', leases, id) end
+
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', integer(now_ms()), 'LIMIT', 0, 100)) do
+  local facts = read(id, 'sweep', 'group')
+  if is_held(id) then reap(id) end
+  -- One worker has them all: together they go on to the next one.
+  for _, member in ipairs(redis.call('ZRANGE', sweep_key(facts[1] or ''), 0, -1)) do
+    if is_held(member) and read(member, 'group')[1] == facts[2] then reap(member) end
+  end
+end
+return reaped

@@ -6,7 +6,7 @@ local state = state_of(id, tenant)
 if not state then return 'missing' end
 if state == 'queued' then return job(id) end
 if state ~= 'failed' and state ~= 'cancelled' then return 'conflict' end
-if is_full(tenant, most) then return 'full' end
+if is_full(tenant, most, 1) then return 'full' end
 if fresh == '1' then redis.call('DEL', prefix .. 'blocks:' .. id) end
 redis.call('HDEL', job_key(id), 'progress', 'finished_at')
 redis.call('HSET', job_key(id), 'failures', 0, 'stalled', 0)

@@ -1,12 +1,13 @@
-"""Jobs: submit, list, look at, edit, and steer through their life."""
+"""Jobs: submit, also by the sweep, list, look at, edit, and steer through their life."""
 
 import re
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Header, HTTPException, Query, Response
+from fastapi import APIRouter, Body, Header, HTTPException, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from bitpress.jobs import Job, JobEdit, JobFilter, JobSpec, JobState, Priority
+from bitpress.sweeps import Submission
 from bitpress_service.auth import KeyedRoute
 from bitpress_service.routes.dependencies import AllowedSources, Artifacts, JobReader, Jobs, JobWriter, ServiceSettings
 from bitpress_service.trash import empty_trash
@@ -21,6 +22,14 @@ class JobResource(Job):
 
     object: Literal["job"] = "job"
     urls: dict[str, str]
+
+
+class SweepResource(BaseModel):
+    """A sweep as it was submitted: its id, by which its members are listed, and these in the order of their methods."""
+
+    object: Literal["sweep"] = "sweep"
+    id: str
+    data: list[JobResource]
 
 
 class JobList(BaseModel):
@@ -55,7 +64,7 @@ WINDING_DOWN = {"model": JobResource, "description": "Its worker still has to le
 
 @router.post("", status_code=202)
 async def submit(
-    spec: JobSpec,
+    asked: Annotated[Submission, Body()],
     caller: JobWriter,
     jobs: Jobs,
     settings: ServiceSettings,
@@ -63,20 +72,27 @@ async def submit(
     response: Response,
     priority: Annotated[Priority, Query()] = 0,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
-) -> JobResource:
-    """Queue a job. With an `Idempotency-Key`, the same request again returns the job it made the first time."""
-    sources.check(spec)
-    job, replayed = await jobs.create(
-        caller.tenant,
-        spec,
-        idempotency_key=idempotency_key,
-        priority=priority,
-        max_waiting=settings.waiting_jobs_per_tenant,
-    )
-    response.headers["Location"] = _url(job)
+) -> JobResource | SweepResource:
+    """Queue a job, or all jobs of a sweep, whose `method` is a list. With an `Idempotency-Key`, the same request
+    again returns what it made the first time."""
+    sources.check(asked)
+    key, most = idempotency_key, settings.waiting_jobs_per_tenant
+    answer: JobResource | SweepResource
+    if isinstance(asked, JobSpec):
+        job, replayed = await jobs.create(
+            caller.tenant, asked, idempotency_key=key, priority=priority, max_waiting=most
+        )
+        answer, url = _answer(job, response), _url(job)
+    else:
+        members, replayed = await jobs.create_sweep(
+            caller.tenant, asked, idempotency_key=key, priority=priority, max_waiting=most
+        )
+        sweep = str(members[0].sweep)
+        answer, url = SweepResource(id=sweep, data=[_resource(job) for job in members]), f"/v1/jobs?sweep={sweep}"
+    response.headers["Location"] = url
     if replayed:
         response.headers["Idempotent-Replayed"] = "true"
-    return _answer(job, response)
+    return answer
 
 
 @router.get("")

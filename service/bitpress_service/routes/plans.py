@@ -1,9 +1,11 @@
 """Plans: what a job would need and cost. A dispatcher makes them; this process never sees a model."""
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Body
 
 from bitpress.errors import Unavailable
-from bitpress.plans import PlanReport, PlanRequest
+from bitpress.plans import AnyPlanRequest, PlanReport, SweepPlanReport
 from bitpress_service.auth import KeyedRoute
 from bitpress_service.routes.dependencies import AllowedSources, Jobs, JobWriter
 
@@ -14,8 +16,12 @@ KEEP_SECONDS = 120.0  # a request that is repeated meanwhile joins the plan that
 
 
 @router.post("")
-async def plan(request: PlanRequest, _: JobWriter, jobs: Jobs, sources: AllowedSources) -> PlanReport:
-    """Plan a job: memory, operations, bytes, time, size of the artifact. Refused as the job would be.
+async def plan(
+    request: Annotated[AnyPlanRequest, Body()], _: JobWriter, jobs: Jobs, sources: AllowedSources
+) -> PlanReport | SweepPlanReport:
+    """Plan a job, or the members of a sweep together: memory, operations, bytes, time, size of the artifact.
+
+    Refused as the job would be.
 
     The same request again while its plan is being made waits for that plan.
     """

@@ -39,10 +39,11 @@ class Filter:
 
     state: JobState | None
     text: str
+    sweep: str = ""
 
     @property
     def is_set(self) -> bool:
-        return self.state is not None or bool(self.text)
+        return self.state is not None or bool(self.text or self.sweep)
 
     def fits(self, job: Job) -> bool:
         """Whether every word is somewhere in what the list shows of a job."""
@@ -64,9 +65,10 @@ async def list_jobs(
     jobs: Jobs,
     state: str = "",
     text: Annotated[str, Query(max_length=200)] = "",
+    sweep: Annotated[str, Query(max_length=100)] = "",
     after: Annotated[str | None, Query(max_length=100)] = None,
 ) -> Response:
-    chosen = Filter(JobState(state) if state in map(str, JobState) else None, text.strip())
+    chosen = Filter(JobState(state) if state in map(str, JobState) else None, text.strip(), sweep)
     found, next_cursor = await _find(jobs, caller.tenant, chosen, after)
     is_part = "hx-request" in request.headers
     return render(
@@ -83,7 +85,9 @@ async def list_jobs(
 async def _find(jobs: JobStore, tenant: str, chosen: Filter, after: str | None) -> tuple[list[Job], str | None]:
     found: list[Job] = []
     for _ in range(SCANNED_PAGES):
-        page = await jobs.list(tenant, limit=PAGE, cursor=after, where=JobFilter(state=chosen.state))
+        page = await jobs.list(
+            tenant, limit=PAGE, cursor=after, where=JobFilter(state=chosen.state, sweep=chosen.sweep or None)
+        )
         found += filter(chosen.fits, page.data)
         after = page.next_cursor
         if after is None or len(found) >= PAGE:

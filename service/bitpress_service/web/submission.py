@@ -11,7 +11,7 @@ from bitpress.advice import advice
 from bitpress.errors import BitpressError, InvalidJob
 from bitpress.jobs import JobSpec, canonical_json, parse_spec
 from bitpress.methods import METHODS
-from bitpress.plans import PlanReport, PlanRequest
+from bitpress.plans import PlanReport, PlanRequest, SweepPlanReport
 from bitpress_service.routes import jobs as job_routes
 from bitpress_service.routes import plans as plan_routes
 from bitpress_service.routes.dependencies import AllowedSources, Jobs, JobWriter, ServiceSettings
@@ -107,7 +107,7 @@ def _form(
     template: str = "new.html",
     *,
     spec: JobSpec | None = None,
-    plan: PlanReport | None = None,
+    plan: PlanReport | SweepPlanReport | None = None,
     error: BitpressError | None = None,
 ) -> Response:
     """The form filled with `data`; `spec` is what it says when that is valid, `error` what was refused."""

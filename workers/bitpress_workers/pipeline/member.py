@@ -15,7 +15,7 @@ from bitpress_workers.methods.base import Method
 from bitpress_workers.methods.block_base import BlockMethod
 from bitpress_workers.pipeline.plan import Plan
 from bitpress_workers.pipeline.progress import ProgressMeter
-from bitpress_workers.pipeline.publish import Publisher, Recorder, Sidecar
+from bitpress_workers.pipeline.publish import Publisher, Recorder, Released, Sidecar
 from bitpress_workers.pipeline.quality import Quality
 
 
@@ -57,6 +57,18 @@ class Member:
         """What the spec asks for; None when the method has none."""
         return getattr(self.spec.method, "damping", None)
 
+    def end(self, outcome: Report | BitpressError) -> None:
+        """The job is done, with a report, which may fall short of what was asked for, or with an error."""
+        if isinstance(outcome, Report):
+            self.report = outcome
+        else:
+            self.error = outcome
+        self.recorder.ended(outcome.problem() if isinstance(outcome, Report) else outcome)
+
+    @property
+    def has_ended(self) -> bool:
+        return self.report is not None or self.error is not None
+
     def result(self) -> Report:
         """Return the report. Raises the error that the job ended with."""
         if self.report is None:
@@ -71,7 +83,7 @@ class Members:
     all: Sequence[Member]
 
     def __iter__(self) -> Iterator[Member]:
-        return (member for member in self.all if member.error is None)
+        return (member for member in self.all if not member.has_ended)
 
     @property
     def first(self) -> Member:
@@ -94,11 +106,11 @@ class Members:
         except (WorkerLost, OutOfMemory):
             raise
         except BitpressError as error:
-            member.error = error
+            member.end(error)
             if not any(self):
                 raise MembersEnded from error
             # These come from the recorder, between two calls.
-            if on_shards and not isinstance(error, Cancelled | Fenced):
+            if on_shards and not isinstance(error, Cancelled | Released | Fenced):
                 raise FleetSpoiled from error
 
     def blocks(self) -> set[tuple[int, int]]:

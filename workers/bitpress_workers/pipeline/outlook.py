@@ -39,8 +39,10 @@ DOCUMENTS_PER_STEP = 2  # of the restorative stage; see `restoration`
 RatesFrom = Literal["probe", "statement", "nowhere"]
 
 
-def outlook(spec: JobSpec, devices: Devices, rates: Rates | None, rates_from: RatesFrom) -> PlanReport:
-    """Plan a job from its checkpoint's config and headers.
+def outlook(
+    spec: JobSpec, devices: Devices, rates: Rates | None, rates_from: RatesFrom, num_members: int = 1
+) -> PlanReport:
+    """Plan a job from its checkpoint's config and headers; num_members: of the sweep that it belongs to.
 
     Raises what the job would end with: CheckpointError, UnsupportedModel, InvalidJob, OutOfMemory.
     """
@@ -49,7 +51,7 @@ def outlook(spec: JobSpec, devices: Devices, rates: Rates | None, rates_from: Ra
     check_shapes([create_target(name, spec.method) for name in spec.exports], outline, checkpoint)
     sizes = model_sizes(outline, checkpoint)
     num_windows, assumptions = evaluated_windows(spec.evaluation)
-    plan = make_plan(spec, create(spec.method), sizes, num_windows, devices)
+    plan = make_plan(spec, create(spec.method), sizes, num_windows, devices, num_members)
     cost = job_cost(spec, sizes, num_windows, devices.kind, plan.num_shards)
     phases = _phases(spec, plan, num_windows, cost, rates, devices.kind) | _exchange(
         spec, plan, sizes, rates, devices.kind
@@ -74,7 +76,7 @@ def outlook(spec: JobSpec, devices: Devices, rates: Rates | None, rates_from: Ra
             rates_from=rates_from,
         ),
         shards=plan.num_shards,
-        blocks=_blocks(spec, sizes, num_windows, devices.kind, plan.num_shards),
+        blocks=_blocks(spec, sizes, num_windows, devices.kind, plan.num_shards, num_members),
         phases=phases,
         flops=sum(phase.flops for phase in phases.values()),
         seconds=sum(seconds) if seconds else None,
@@ -131,9 +133,10 @@ def _shapes(sizes: ModelSizes) -> list[tuple[BlockSizes, list[int]]]:
 
 
 def _blocks(
-    spec: JobSpec, sizes: ModelSizes, num_windows: int, kind: str, num_shards: int
+    spec: JobSpec, sizes: ModelSizes, num_windows: int, kind: str, num_shards: int, num_members: int
 ) -> tuple[PlannedBlocks, ...]:
-    moments = list(Estimate(spec, create(spec.method), sizes, num_windows, kind, num_shards).moments())
+    estimate = Estimate(spec, create(spec.method), sizes, num_windows, kind, num_shards, num_members=num_members)
+    moments = list(estimate.moments())
     planned = []
     for block, indices in _shapes(sizes):
         cost = block_cost(spec, sizes, block, num_windows, kind, num_shards)

@@ -85,7 +85,8 @@ def make_plan(
     memory, offloaded = _memory(spec, method, sizes, num_windows, devices, num_members)
     if excess := _excess(memory, devices):
         change = _smallest_change(spec, method, sizes, num_windows, devices, num_members)
-        raise OutOfMemory(f"the job needs about {excess} ({memory.moment}); {change}")
+        where = ", even with activations in host memory" if offloaded else ""
+        raise OutOfMemory(f"the job needs about {excess} ({memory.moment}{where}); {change}")
     return Plan(
         num_shards=num_shards,
         offloaded=offloaded,
@@ -105,14 +106,15 @@ def _memory(
     devices: Devices,
     num_members: int = 1,
 ) -> tuple[Memory, bool]:
-    """What a job takes, and whether its activations have to wait in host memory; if that helps, they do."""
+    """What a job takes, and whether its activations have to wait in host memory, as they do where a device has no room.
+
+    Where that is not enough either, it is what the job has to be given at the least.
+    """
     num_shards = spec.devices or devices.count
     estimate = Estimate(spec, method, sizes, num_windows, devices.kind, num_shards, num_members=num_members)
     memory = estimate.memory()
     if memory.device_bytes > devices.memory_bytes:
-        offloaded = replace(estimate, offloaded=True).memory()
-        if not _excess(offloaded, devices):
-            return offloaded, True
+        return replace(estimate, offloaded=True).memory(), True
     return memory, False
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from bitpress.errors import CalibrationError, UnsupportedModel
+from bitpress.errors import BitpressError, CalibrationError, UnsupportedModel
 from bitpress.jobs import Progress
 from bitpress.methods import LoRAPreprocessing
 from bitpress_service.jobstore import BlockRecord
@@ -51,6 +51,9 @@ class Unrecorded:
 
     def finish(self, files: Mapping[str, str]) -> None:
         raise AssertionError("a first pass leaves no artifact")
+
+    def ended(self, error: BitpressError | None) -> None:
+        raise AssertionError("a first pass is not the end")
 
 
 def check_adapters(linears: Sequence[str]) -> None:

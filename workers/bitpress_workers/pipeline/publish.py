@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel, ConfigDict
 
 from bitpress.artifacts import MANIFEST, ArtifactFile, BlockReport, LedgerEntry, Manifest, Provenance
-from bitpress.errors import ArtifactError, Conflict
+from bitpress.errors import ArtifactError, BitpressError, Conflict
 from bitpress.jobs import JobSpec, Progress
 from bitpress_service.artifactstore import ArtifactStore
 from bitpress_service.jobstore import BlockRecord
@@ -32,8 +32,17 @@ class Sidecar(BaseModel):
     ledger: tuple[LedgerEntry, ...]
 
 
+class Released(BitpressError):
+    """The attempt ends early and in good order: the job goes to who wants it next."""
+
+    code = "released"
+
+
 class Recorder(Protocol):
-    """Keeps what a job has reached. Every call may raise Cancelled, or Fenced when the job is another's now."""
+    """Keeps what a job has reached.
+
+    Every call but the last one may raise Cancelled, Released, or Fenced when the job is another's now.
+    """
 
     def blocks(self) -> dict[int, BlockRecord]:
         """Blocks published by earlier attempts."""
@@ -51,6 +60,10 @@ class Recorder(Protocol):
 
     def finish(self, files: Mapping[str, str]) -> None:
         """The artifact is complete: object keys by file name, the manifest's among them."""
+        ...
+
+    def ended(self, error: BitpressError | None) -> None:
+        """This attempt of the job is over, while others of the run may go on."""
         ...
 
 

@@ -16,7 +16,7 @@ from bitpress.artifacts import (
     Report,
 )
 from bitpress.jobs import JobSpec
-from bitpress.sweeps import Comparison, MemberResult
+from bitpress.sweep_results import Comparison, MemberResult
 from bitpress_workers.pipeline.publish import Sidecar
 from bitpress_workers.pipeline.quality import Quality
 

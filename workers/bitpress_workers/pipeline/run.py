@@ -86,7 +86,7 @@ class Pipeline:
             return
         except BitpressError as error:
             for member in self.members:
-                member.error = error
+                member.end(error)
 
     def _run(self) -> None:
         try:
@@ -216,7 +216,10 @@ class Pipeline:
 
     def _compress(self, fleet: Fleet) -> None:
         outer_weights = self._outer_fingerprint(fleet)
-        tracks = [self._track(member, outer_weights) for member in self.members]
+        tracks = []
+        for member in self.members:
+            with self.members.part(member, on_shards=False):
+                tracks.append(self._track(member, outer_weights))
         independent = self.members.first.spec.strategy == "independent"
         for track in self._independently(fleet, tracks) if independent else self._exactly(fleet, tracks):
             track.member.records = track.in_order()
@@ -302,7 +305,7 @@ class Pipeline:
         )
         files = exported | model | publish_report(member.publisher, report)
         member.publisher.finish(member.spec, member.records[-1][1].chain, made_with, files)
-        member.report = report
+        member.end(report)
 
     def _publish_model(self, member: Member) -> Files:
         outer: Published = self.fleet.run(
