@@ -14,9 +14,11 @@ from pathlib import Path
 def main(told: Path) -> int:
     order = json.load(sys.stdin)
     jobs = {each["job"]["spec"]["method"]["bits"]: each["job"]["id"] for each in order["jobs"]}
-    while not (told / "exit").exists():
+    told_to_end = False
+    while not told_to_end:
+        told_to_end = (told / "exit").exists()  # what was told before is done before
         for bits, job_id in jobs.items():
-            result, part = told / f"{bits}.json", told / f"{bits}.part"
+            result, part = told / f"{bits}.json", told / f"{bits}.copy"
             if result.exists():
                 shutil.copy(result, part)
                 part.replace(Path(order["scratch"]) / f"{job_id}.json")

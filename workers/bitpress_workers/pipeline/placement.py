@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 
 NUM_SLICES = 8  # Grams are summed by slice and merged in a fixed tree; also the most devices one forward can use.
 MICRO_BATCH_TOKENS = 2048  # A forward's shape, and with it the bits of its GEMMs, must not depend on the fleet.
+CORE_ROWS = 64  # of a tile on a CPU core
+TILES = 16  # that an accelerator's tap is cut into: as much for each of 2, 4, 8 or 16
+TILE_UNIT, FEWEST_ROWS = 64, 256  # GEMMs are made of blocks of 64 rows; a launch has to be worth it
 
 
 def share(num_pieces: int, num_shards: int, shard: int) -> range:
@@ -42,6 +45,13 @@ def rows_of(num_rows: Mapping[str, int], row_tile: int, num_shards: int, shard: 
     for name, tile in (tiles[piece] for piece in share(len(tiles), num_shards, shard)):
         rows[name] = range(rows.get(name, tile).start, tile.stop)
     return rows
+
+
+def tile_rows(kind: str, num_rows: int) -> int:
+    """Rows of one tile of a model whose heaviest tap has so many: the same on every fleet of this kind of device."""
+    if kind == "cpu":
+        return CORE_ROWS
+    return max(-(-num_rows // (TILES * TILE_UNIT)) * TILE_UNIT, FEWEST_ROWS)
 
 
 def tiles_of(rows: range, row_tile: int) -> Sequence[range]:

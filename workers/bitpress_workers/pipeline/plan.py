@@ -1,7 +1,7 @@
 """What a job will do and need, from its spec, the config and the tensors' shapes alone; nothing is loaded."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
@@ -11,11 +11,10 @@ from bitpress_workers.methods.base import Method
 from bitpress_workers.methods.block_base import BlockMethod
 from bitpress_workers.pipeline.estimate import Estimate, Memory
 from bitpress_workers.pipeline.memory import available_host_bytes
-from bitpress_workers.pipeline.placement import NUM_SLICES, cut, micro_batch_size
+from bitpress_workers.pipeline.placement import NUM_SLICES, cut, micro_batch_size, tile_rows
 from bitpress_workers.pipeline.sizes import BlockSizes, ModelSizes
 
 GIB = 2**30
-ROW_TILE = {"cpu": 64, "cuda": 1024}  # rows of one GEMM: small enough to share out, large enough to be fast
 
 
 @dataclass(frozen=True)
@@ -80,13 +79,14 @@ def make_plan(
     num_shards = spec.devices or devices.count
     if devices.kind != "cpu" and num_shards > devices.count:
         raise InvalidJob(f"the job asks for {num_shards} devices; there are {devices.count}")
-    calibration, tile = spec.calibration, ROW_TILE[devices.kind]
+    calibration, tile = spec.calibration, tile_rows(devices.kind, _heaviest_rows(sizes.blocks))
     one_by_one = isinstance(method, BlockMethod)  # a training step sees one sequence
-    memory, offloaded = _memory(spec, method, sizes, num_windows, devices, num_members)
-    if excess := _excess(memory, devices):
+    kept, moved = _memories(spec, method, sizes, num_windows, devices, num_members)
+    offloaded = moved is not None and not _excess(moved, devices)
+    memory = moved if moved and offloaded else kept
+    if _excess(memory, devices):
         change = _smallest_change(spec, method, sizes, num_windows, devices, num_members)
-        where = ", even with activations in host memory" if offloaded else ""
-        raise OutOfMemory(f"the job needs about {excess} ({memory.moment}{where}); {change}")
+        raise OutOfMemory(f"the job needs about {_needs(kept, moved, devices)}; {change}")
     return Plan(
         num_shards=num_shards,
         offloaded=offloaded,
@@ -98,24 +98,39 @@ def make_plan(
     )
 
 
-def _memory(
+def _heaviest_rows(blocks: Sequence[BlockSizes]) -> int:
+    """Rows of the tap whose solving costs most of all."""
+    shapes = (
+        (sum(block.linears[name][0] for name in tap.linears), block.linears[tap.linears[0]][1])
+        for block in blocks
+        for tap in block.taps
+    )
+    return max(shapes, key=lambda shape: shape[0] * shape[1] ** 2)[0]
+
+
+def _memories(
     spec: JobSpec,
     method: Method | BlockMethod,
     sizes: ModelSizes,
     num_windows: int,
     devices: Devices,
-    num_members: int = 1,
-) -> tuple[Memory, bool]:
-    """What a job takes, and whether its activations have to wait in host memory, as they do where a device has no room.
-
-    Where that is not enough either, it is what the job has to be given at the least.
-    """
+    num_members: int,
+) -> tuple[Memory, Memory | None]:
+    """What a job takes, and, where a device has no room for that, what it takes with its activations in host memory."""
     num_shards = spec.devices or devices.count
     estimate = Estimate(spec, method, sizes, num_windows, devices.kind, num_shards, num_members=num_members)
     memory = estimate.memory()
-    if memory.device_bytes > devices.memory_bytes:
-        return replace(estimate, offloaded=True).memory(), True
-    return memory, False
+    lacks_room = memory.device_bytes > devices.memory_bytes
+    return memory, replace(estimate, offloaded=True).memory() if lacks_room else None
+
+
+def _needs(kept: Memory, moved: Memory | None, devices: Devices) -> str:
+    """What a job has to be given at the least, in words: with its activations in host memory, if that helps."""
+    if moved is None:
+        return f"{_excess(kept, devices)} ({kept.moment})"
+    if moved.device_bytes > devices.memory_bytes:
+        return f"{_excess(moved, devices)} ({moved.moment}, with activations in host memory)"
+    return f"{_excess(kept, devices)} ({kept.moment}), or {_excess(moved, devices)} (with activations there)"
 
 
 def _excess(memory: Memory, devices: Devices) -> str:
@@ -138,15 +153,16 @@ def _smallest_change(
 ) -> str:
     """Try single changes: first those that leave the result as it is, then those that cost least of it."""
 
-    def fits(changed: JobSpec, windows: int) -> bool:
-        return not _excess(_memory(changed, method, sizes, windows, devices, num_members)[0], devices)
+    def fits(changed: JobSpec, windows: int, members: int = num_members) -> bool:
+        ways = _memories(changed, method, sizes, windows, devices, members)
+        return any(memory is not None and not _excess(memory, devices) for memory in ways)
 
     for shards in _other_shards(spec, devices):
         if fits(spec.model_copy(update={"devices": shards}), num_windows):
             return f'it fits with "devices": {shards}'
     if windows := _most(num_windows - 1, lambda windows: fits(spec, windows)):
         return f"it fits with {windows} windows evaluated in all, not {num_windows} (evaluation.max_sequences)"
-    if num_members > 1 and not _excess(_memory(spec, method, sizes, num_windows, devices)[0], devices):
+    if num_members > 1 and fits(spec, num_windows, members=1):
         return "it fits as a job of its own, and with fewer methods in one sweep"
     calibration = spec.calibration
 
