@@ -54,7 +54,7 @@ def run_job(spec: JobSpec, directory: Path, make_fleet: FleetMaker, devices: Dev
         devices=devices,
         make_fleet=make_fleet,
         store_url=directory.resolve().as_uri(),
-        scratch=directory.resolve() / ".restoring",
+        scratch=directory.resolve() / ".scratch",
     )
     return run.run_job(spec, str, DirectoryRecorder(directory, lambda _: None), site)
 

@@ -66,6 +66,12 @@ def place_of(key: str) -> Place | None:
     return Place(match[1], match[2], int(match[3]), match[4]) if match else None
 
 
+def address_of(store_url: str, prefix: str) -> str:
+    """Where others than this store read what lies below a prefix: a directory, or `s3://bucket/prefix`."""
+    root = unquote(store_url.removeprefix("file://")) if store_url.startswith("file://") else store_url
+    return f"{root.rstrip('/')}/{prefix.rstrip('/')}"
+
+
 class ArtifactStore:
     """Objects by key under one root. Every method raises StoreError for what cannot be read or written."""
 

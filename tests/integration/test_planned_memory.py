@@ -52,7 +52,7 @@ def run(spec: JobSpec, directory: Path, devices: Devices, cluster: Cluster) -> N
         devices=devices,
         make_fleet=cluster.make_fleet,
         store_url=directory.as_uri(),
-        scratch=directory / ".restoring",
+        scratch=directory / ".scratch",
     )
     run_job(spec, str, DirectoryRecorder(directory, ignore), site)
 

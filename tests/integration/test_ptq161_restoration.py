@@ -5,8 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import bucket
+import obstore
 import pytest
 import torch
+from obstore.store import from_url
 from pipeline_helpers import block_hashes, make_spec, run
 from small_models import build
 from torch import Tensor
@@ -16,14 +19,17 @@ from bitpress.errors import CalibrationError, NumericalError, OutOfMemory, Unsup
 from bitpress.formats import CompressedLinear
 from bitpress.jobs import JobSpec, Progress
 from bitpress.methods import LoRAPreprocessing, PTQ161Config, RTNConfig
-from bitpress_workers.local_run import run_local
+from bitpress_service.artifactstore import ArtifactStore
+from bitpress_workers.local_run import DirectoryRecorder, run_local
 from bitpress_workers.methods import compress, create
 from bitpress_workers.models.checkpoint import Checkpoint
 from bitpress_workers.models.outline import Outline
 from bitpress_workers.models.skeleton import Skeleton
+from bitpress_workers.pipeline.fleet import local_devices, make_local_fleet
 from bitpress_workers.pipeline.plan import Devices, make_plan
 from bitpress_workers.pipeline.preprocessing import check_adapters, training_documents
 from bitpress_workers.pipeline.restoration import Restoration, adapted_linears, save_checkpoint
+from bitpress_workers.pipeline.run import Site, run_job
 from bitpress_workers.pipeline.sizes import model_sizes
 
 CONFIG = LoRAPreprocessing(rank=2, alpha=4, steps=6, learning_rate=1e-2)
@@ -116,7 +122,8 @@ def test_the_checkpoint_written_is_the_old_one_but_for_the_merged_linears(llama:
     linears = first_pass(skeleton)
     weights = {name: linear.dequantize() for name, linear in linears.items()}
     blocks = [skeleton.block_tensor_names(index) for index in range(skeleton.num_blocks)]
-    save_checkpoint(llama, [skeleton.outer_tensor_names(), *blocks], weights, tmp_path / "merged")
+    store = ArtifactStore.from_url(tmp_path.as_uri())
+    save_checkpoint(llama, [skeleton.outer_tensor_names(), *blocks], weights, store, "merged/")
     old, new = (AutoModelForCausalLM.from_pretrained(path) for path in (llama.path, tmp_path / "merged"))
     expected = old.state_dict() | {f"{name}.weight": weight_OI for name, weight_OI in weights.items()}
     assert all(torch.equal(tensor, expected[name]) for name, tensor in new.state_dict().items())
@@ -211,12 +218,27 @@ def test_an_interrupted_job_restores_again_and_uses_its_published_blocks(
     out = tmp_path / "interrupted"
     with pytest.raises(KeyboardInterrupt):
         run_local(spec, out, interrupt)
-    assert not (out / ".restoring").exists()
+    assert not (out / "restoring").exists()
     written = {path: path.stat().st_mtime_ns for path in (out / "blocks").glob("*.safetensors")}
     assert len(written) == 2
     run(spec, out)
     assert block_hashes(out) == block_hashes(tmp_path / "whole")
     assert all(path.stat().st_mtime_ns == time for path, time in written.items())
+
+
+def test_shards_read_the_restored_checkpoint_from_a_bucket(
+    opt_mini: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on hosts that share nothing else; in the end only the artifact is left."""
+    spec = short_spec(opt_mini, texts, restoring(tmp_path), evaluation={"datasets": []}, devices=2)
+    local = run(spec, tmp_path / "local")
+    (tmp_path / "served" / "state").mkdir(parents=True)
+    with bucket.serving(tmp_path / "served", monkeypatch):
+        site = Site(local_devices(), make_local_fleet, "s3://state/artifacts", tmp_path / "scratch")
+        report = run_job(spec, str, DirectoryRecorder(tmp_path / "nothing", lambda _: None), site)
+        left = [found["path"] for page in obstore.list(from_url(site.store_url)) for found in page]
+    assert [block.sha256 for block in report.blocks] == [block.sha256 for block in local.blocks]
+    assert "manifest.json" in left and not any(key.startswith("restoring/") for key in left)
 
 
 def test_a_model_that_does_not_fit_as_a_whole_is_refused_in_the_plan(opt_mini: Path, texts: Path) -> None:

@@ -49,7 +49,7 @@ class RayJob:
             devices=self.session.devices(),
             make_fleet=self._make_fleet,
             store_url=self.directory.as_uri(),
-            scratch=self.directory / ".restoring",
+            scratch=self.directory / ".scratch",
         )
         recorder = Logbook(
             self.directory, lambda progress: self.strike(self, progress), lines=self.lines, reasons=self.reasons

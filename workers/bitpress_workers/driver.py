@@ -207,7 +207,7 @@ def _run(order: Order, recorders: Sequence[JobRecorder]) -> bool:
             devices=session.devices().within(order.device_memory_gib),
             make_fleet=session.make_fleet,
             store_url=order.storage_url,
-            scratch=Path(order.scratch) / "restoring",
+            scratch=Path(order.scratch) / "work",
         )
         Pipeline(members, site).run()
     return all(member.report is not None and member.report.problem() is None for member in members.all)

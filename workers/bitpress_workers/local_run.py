@@ -140,7 +140,7 @@ def _site(directory: Path, device_memory_gib: float | None) -> Site:
         devices=local_devices().within(device_memory_gib),
         make_fleet=make_local_fleet,
         store_url=directory.resolve().as_uri(),
-        scratch=directory.resolve() / ".restoring",
+        scratch=directory.resolve() / ".scratch",
     )
 
 

@@ -7,7 +7,6 @@ costs this stage. On one host the private directory may be anywhere; on a cluste
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -115,10 +114,10 @@ def restore(
     config: LoRAPreprocessing,
     first_pass: Sequence[BlockRecord],
     documents: Sequence[Tensor],
-    directory: Path,
+    prefix: str,
     meter: ProgressMeter,
 ) -> None:
-    """Train an adapter on the first pass's blocks, on shard 0, and write the merged model into `directory`."""
+    """Train an adapter on the first pass's blocks, on shard 0, and write the merged model below a prefix of keys."""
     blocks = [(record.key, record.sha256) for record in first_pass]
     fleet.get([fleet.on(0, Shard.begin_restoring, blocks, config)])
     for step in range(0, config.steps, STEPS_PER_CALL):
@@ -126,4 +125,4 @@ def restore(
         part = documents[DOCUMENTS_PER_STEP * step : DOCUMENTS_PER_STEP * (step + STEPS_PER_CALL)]
         loss: float = fleet.get([fleet.on(0, Shard.restore, step, part)])[0]
         meter.recorder.log(f"restoring: mean loss {loss:.4f} in the steps from {step + 1} of {config.steps}")
-    fleet.get([fleet.on(0, Shard.finish_restoring, str(directory))])
+    fleet.get([fleet.on(0, Shard.finish_restoring, prefix)])

@@ -14,11 +14,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
-from pathlib import Path
 
 import torch
 from peft import LoraConfig, LoraModel
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import AdamW
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
@@ -26,6 +25,7 @@ from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 from bitpress.errors import NumericalError
 from bitpress.formats import CompressedLinear
 from bitpress.methods import LoRAPreprocessing
+from bitpress_service.artifactstore import ArtifactStore
 from bitpress_workers.models.checkpoint import INDEX, Checkpoint
 from bitpress_workers.pipeline.block_training import reproducible_attention
 
@@ -107,24 +107,28 @@ class Restoration:
 
 
 def save_checkpoint(
-    checkpoint: Checkpoint, names: Sequence[Mapping[str, str]], weights: Mapping[str, Tensor], directory: Path
+    checkpoint: Checkpoint,
+    names: Sequence[Mapping[str, str]],
+    weights: Mapping[str, Tensor],
+    store: ArtifactStore,
+    prefix: str,
 ) -> None:
     """Write a checkpoint with other weights in some linears; all other tensors and files are as they were.
 
-    names: for each file, the model's tensor names and the checkpoint's; weights: by the linear's name.
+    names: for each file, the model's tensor names and the checkpoint's; weights: by the linear's name. prefix: what
+    the keys of its files begin with. Raises StoreError.
     """
-    directory.mkdir(parents=True)
     for file in checkpoint.companion_files():
-        (directory / file.name).write_bytes(file.read_bytes())
+        store.put_bytes(prefix + file.name, file.read_bytes())
     weight_map: dict[str, str] = {}
     for number, of_file in enumerate(names):
         replaced = {name: weights[stem] for name in of_file if (stem := name.removesuffix(".weight")) in weights}
         kept = checkpoint.read(theirs for ours, theirs in of_file.items() if ours not in replaced)
         tensors = kept | {of_file[name]: weight_OI.cpu().contiguous() for name, weight_OI in replaced.items()}
         file_name = f"model-{number:05d}.safetensors"
-        save_file(tensors, directory / file_name)
+        store.put_bytes(prefix + file_name, save(tensors))
         weight_map |= dict.fromkeys(tensors, file_name)
-    (directory / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    store.put_bytes(prefix + INDEX, json.dumps({"metadata": {}, "weight_map": weight_map}).encode())
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from bitpress.artifacts import ArtifactFile, Report
-from bitpress.errors import BitpressError, OutOfMemory
+from bitpress.errors import BitpressError, OutOfMemory, StoreError
 from bitpress.jobs import JobSpec, ModelSource
 from bitpress.methods import LoRAPreprocessing
-from bitpress_service.artifactstore import ArtifactStore
+from bitpress_service.artifactstore import ArtifactStore, address_of
 from bitpress_workers.exports import check_shapes, create_target
 from bitpress_workers.methods import create
 from bitpress_workers.methods.block_base import BlockMethod
@@ -45,13 +45,15 @@ from bitpress_workers.pipeline.shard import Shard, ShardConfig, ShardMethod
 from bitpress_workers.pipeline.sizes import model_sizes
 from bitpress_workers.pipeline.solving import BlockTrainer, Solver, TapSolver
 
+RESTORING = "restoring/"  # below this lies what PTQ1.61's first pass makes, until the job ends; no part of an artifact
+
 
 @dataclass(frozen=True)
 class Site:
     """Where jobs run; none of it changes a bit of their results.
 
-    store_url: where results go. scratch: a directory of this attempt alone, made when it is needed and removed in
-    the end.
+    store_url: where results go. scratch: a directory of this attempt alone on this host, made when it is needed and
+    removed in the end.
     """
 
     devices: Devices
@@ -109,6 +111,9 @@ class Pipeline:
         finally:
             self.fleet.close()
             shutil.rmtree(self.site.scratch, ignore_errors=True)
+            if self.preprocessing:
+                with suppress(StoreError):  # what cannot be removed now goes with the job
+                    self.store.remove(self.members.first.key_of(RESTORING))
 
     def _on_fleet(self, work: Callable[[Fleet], None]) -> None:
         """Do work for all members that are left, again on a new fleet when one of them has spoiled it."""
@@ -122,13 +127,13 @@ class Pipeline:
         spec, site = self.members.first.spec, self.site
         checkpoint = self.checkpoint = Checkpoint.open(spec.model.uri, spec.model.revision)
         outline = self.outline = Outline(checkpoint)
-        store = ArtifactStore.from_url(site.store_url)
+        self.store = ArtifactStore.from_url(site.store_url)
         evaluates = bool(spec.evaluation.datasets or spec.evaluation.tasks)
         for member in self.members:
             with self.members.part(member, on_shards=False):
                 member.meter = ProgressMeter(member.recorder, outline.num_blocks, evaluates)
                 member.meter.preparing()
-                member.publisher = Publisher(store, member.key_of, member.recorder)
+                member.publisher = Publisher(self.store, member.key_of, member.recorder)
         self.texts = read_texts(spec, checkpoint)
         sizes = self.sizes = model_sizes(outline, checkpoint)
         self.preprocessing: LoRAPreprocessing | None = getattr(spec.method, "preprocessing", None)
@@ -193,26 +198,27 @@ class Pipeline:
         """Compress the model, train an adapter on the result, and make the merged model what the shards read."""
         assert self.preprocessing is not None
         (member,) = self.members
-        scratch, meter = self.site.scratch, member.meter
-        shutil.rmtree(scratch, ignore_errors=True)  # of an attempt that was killed
+        meter, store = member.meter, self.store
+        store.remove(member.key_of(RESTORING))  # of a run that was killed
+        # Keys of its own for every try: a lost shard may still be writing.
+        prefix = member.key_of(f"{RESTORING}{len(self.fleet.losses)}/")
         first, middle = FIRST_PASS_SHARE, RESTORING_SHARE
         meters = [replace(meter, compressing="restoring", span=span) for span in ((0.0, first), (first, middle))]
-        store_url = (scratch / "first").as_uri()
-        self._open(fleet, self.original, store_url)
-        store = Publisher(ArtifactStore.from_url(store_url), str, Unrecorded(member.recorder))
+        self._open(fleet, self.original)
+        publisher = Publisher(store, lambda name: f"{prefix}first/{name}", Unrecorded(member.recorder))
         outer = self._outer_fingerprint(fleet)
-        (track,) = self._exactly(fleet, [replace(self._track(member, outer), publisher=store, meter=meters[0])])
+        (track,) = self._exactly(fleet, [replace(self._track(member, outer), publisher=publisher, meter=meters[0])])
         self._note_weights(track, outer)
         records = [record for record, _ in track.in_order()]
-        restore(fleet, self.preprocessing, records, self.texts.documents, scratch / "restored", meters[1])
-        self.opened = ModelSource(uri=str(scratch / "restored"))
-        self._open(fleet, self.opened, self.site.store_url)
+        restore(fleet, self.preprocessing, records, self.texts.documents, f"{prefix}model/", meters[1])
+        self.opened = ModelSource(uri=address_of(self.site.store_url, f"{prefix}model"))
+        self._open(fleet, self.opened)
         member.meter = replace(meter, span=(middle, 1.0))
 
-    def _open(self, fleet: Fleet, model: ModelSource, store_url: str) -> None:
-        """Let all shards read this checkpoint and write into this store."""
+    def _open(self, fleet: Fleet, model: ModelSource) -> None:
+        """Let all shards read this checkpoint."""
         for shard in range(fleet.size):  # one after the other: a model is built by patching torch
-            fleet.get([fleet.on(shard, Shard.open, model, store_url)])
+            fleet.get([fleet.on(shard, Shard.open, model)])
 
     def _compress(self, fleet: Fleet) -> None:
         outer_weights = self._outer_fingerprint(fleet)
@@ -252,7 +258,7 @@ class Pipeline:
     def _evaluate(self, fleet: Fleet) -> None:
         if self.preprocessing:
             self.opened = self.original  # quality is measured against the original
-            self._open(fleet, self.opened, self.site.store_url)
+            self._open(fleet, self.opened)
         Evaluator(fleet, self.members, self.texts.prompt, self.texts.zero_shot).run(self.texts.windows)
 
     def _solver(self, fleet: Fleet, track: Track) -> Solver:

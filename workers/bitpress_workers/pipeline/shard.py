@@ -7,7 +7,6 @@ its `Group`; methods in which they exchange are called on all of them.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -94,7 +93,7 @@ class Shard:
         if any(not isinstance(method, BlockMethod) and method.factoring for method in self._methods.values()):
             kernels.load(self._device)  # takes a second, which is no block's
         self._opened: list[tuple[Checkpoint, ArtifactStore]] = []
-        self.open(config.model, config.store_url)
+        self.open(config.model)
         self._activations: dict[str, Activations] = {}
         self._offloaded = config.thrifty
         self._block = nn.Module()
@@ -109,13 +108,13 @@ class Shard:
         self._chains: dict[int, str] = {}
         self._restoration: Restoration
 
-    def open(self, model: ModelSource, store_url: str) -> None:
-        """Read this checkpoint and write into this store from now on."""
+    def open(self, model: ModelSource) -> None:
+        """Read this checkpoint from now on."""
         self._checkpoint = Checkpoint.open(model.uri, model.revision)
         in_float32 = self._config.device == "cpu" or isinstance(self._methods[self._member], BlockMethod)
         dtype = torch.float32 if in_float32 else self._checkpoint.config.dtype
         self._skeleton = Skeleton(self._checkpoint, self._device, dtype)
-        self._store = ArtifactStore.from_url(store_url)
+        self._store = ArtifactStore.from_url(self._config.store_url)
         self._writer = BlockWriter(self._store, self._checkpoint, self._skeleton)
         self._opened.append((self._checkpoint, self._store))
 
@@ -323,12 +322,12 @@ class Shard:
     def restore(self, first_step: int, documents: Sequence[Tensor]) -> float:
         return self._restoration.train(first_step, documents)
 
-    def finish_restoring(self, directory: str) -> None:
-        """Write the model, adapters merged, as a checkpoint; this shard has to be opened anew then."""
+    def finish_restoring(self, prefix: str) -> None:
+        """Write the model, adapters merged, as a checkpoint into the store; this shard has to be opened anew then."""
         skeleton = self._skeleton
         blocks = [skeleton.block_tensor_names(index) for index in range(skeleton.num_blocks)]
         names = [skeleton.outer_tensor_names(), *blocks]
-        save_checkpoint(self._checkpoint, names, self._restoration.merge(), Path(directory))
+        save_checkpoint(self._checkpoint, names, self._restoration.merge(), self._store, prefix)
         del self._restoration
 
     # The published block.
