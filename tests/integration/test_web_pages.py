@@ -13,6 +13,7 @@ from bitpress.advice import ADVICE
 from bitpress.artifacts import MANIFEST, REPORT, ArtifactFile, Manifest, Report
 from bitpress.errors import ERRORS
 from bitpress.jobs import Job, JobSpec, JobState, Progress, parse_spec
+from bitpress.sweeps import SweepSpec
 from bitpress_service.artifactstore import job_key
 from bitpress_service.web.steering import ACTIONS
 
@@ -67,6 +68,20 @@ async def test_jobs_are_listed_filtered_and_paged(api: Api) -> None:
         assert len(found[0]) == 25 and not found[0] & found[1]
         assert found[0] | found[1] == {job.id for job in jobs}
         assert "Newest" in second and 'rel="next"' not in second
+
+
+async def test_a_member_of_a_sweep_leads_to_the_others(api: Api) -> None:
+    methods = [{"kind": "spqr", "bits": bits} for bits in (2, 3, 4)]
+    sweep = SweepSpec.model_validate(job_spec().model_dump() | {"method": methods})
+    members, _ = await api.jobs.create_sweep("local", sweep)
+    alone, _ = await api.jobs.create("local", job_spec())
+    async with logged_in(api) as client:
+        link = re.search(r'href="(/ui/jobs\?sweep=[^"]+)"', (await client.get(f"/ui/jobs/{members[1].id}")).text)
+        assert link is not None
+        page = (await client.get(html.unescape(link[1]))).text
+        assert set(re.findall(r'href="/ui/jobs/(job_\w+)"', page)) == {job.id for job in members}
+        assert "Jobs of a sweep" in page and str(members[0].sweep) in page
+        assert "sweep=" not in (await client.get(f"/ui/jobs/{alone.id}")).text
 
 
 async def test_a_part_of_the_list_is_sent_to_a_script(api: Api) -> None:
