@@ -1,4 +1,5 @@
-"""Two hundred jobs, each submitted three times, while everything that can die dies; about two minutes.
+"""Two hundred jobs, half of them in sweeps, all submitted three times, while everything that can die dies; about two
+minutes.
 
 The API is killed and stopped amid the submits, dispatchers are killed and frozen, Redis is killed and started again,
 attempts crash. The API, Redis, the store, the dispatcher and the driver's frame are the real ones.
@@ -25,11 +26,13 @@ from zygote import BLOCKS, LEASE_SECONDS
 from bitpress.client import Client
 from bitpress.errors import Unavailable
 from bitpress.jobs import JobState, StateEvent
+from bitpress.sweeps import SweepSpec
 from bitpress_service import embedded_redis
 
 pytestmark = pytest.mark.slow
 
-JOBS, SUBMITS, DISPATCHERS = 200, 3, 5
+SINGLE, SWEEPS, MEMBERS = 100, 25, 4
+JOBS, SUBMITS, DISPATCHERS = SINGLE + SWEEPS * MEMBERS, 3, 5
 CHAOS_SECONDS = 45.0
 PATIENCE_SECONDS = 1200.0  # for a machine with much else to do; what hangs, hangs longer
 
@@ -99,19 +102,24 @@ def randomly_seed(request: pytest.FixtureRequest) -> int:
     return int(request.config.getoption("randomly_seed", 1))
 
 
-def submit(api: ApiProcess, number: int) -> str:
-    """Until it is acknowledged, as a client that does not give up would."""
+def submit(api: ApiProcess, number: int) -> tuple[str, ...]:
+    """A job, or one of the SWEEPS, until it is acknowledged, as a client that does not give up would."""
+    spec = job_spec(number=str(number))
+    methods = [spec.method.model_copy(update={"bits": 2 + place}) for place in range(MEMBERS)]
     while True:
         try:
             with Client(api.url, api.key) as client:
-                return client.submit(job_spec(number=str(number)), f"key {number}").id
+                if number >= SWEEPS:
+                    return (client.submit(spec, f"key {number}").id,)
+                sweep = SweepSpec.model_validate(spec.model_dump() | {"method": methods})
+                return tuple(job.id for job in client.submit_sweep(sweep, f"key {number}"))
         except Unavailable:
             time.sleep(0.2)
 
 
-def submit_storm(api: ApiProcess) -> dict[int, set[str]]:
+def submit_storm(api: ApiProcess) -> dict[int, set[tuple[str, ...]]]:
     """The ids that were acknowledged for each key, while the API is killed and told to stop."""
-    numbers = [number for number in range(JOBS) for _ in range(SUBMITS)]
+    numbers = [number for number in range(SINGLE + SWEEPS) for _ in range(SUBMITS)]
     random.shuffle(numbers)
     with ThreadPoolExecutor(12) as pool:
         pending = [(number, pool.submit(submit, api, number)) for number in numbers]
@@ -119,7 +127,7 @@ def submit_storm(api: ApiProcess) -> dict[int, set[str]]:
             time.sleep(1.0)
             end()
             api.start()
-        acknowledged: dict[int, set[str]] = {}
+        acknowledged: dict[int, set[tuple[str, ...]]] = {}
         for number, answer in pending:
             acknowledged.setdefault(number, set()).add(answer.result())
     return acknowledged
@@ -162,7 +170,7 @@ def num_ended(client: redis.Redis) -> int:
 def test_every_job_is_done_once_whatever_dies(api: ApiProcess, zygote: Zygote) -> None:
     acknowledged = submit_storm(api)
     assert {len(ids) for ids in acknowledged.values()} == {1}
-    job_ids = {job_id for ids in acknowledged.values() for job_id in ids}
+    job_ids = {job_id for answers in acknowledged.values() for ids in answers for job_id in ids}
     assert len(job_ids) == JOBS
 
     for _ in range(DISPATCHERS):

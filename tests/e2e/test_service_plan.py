@@ -14,6 +14,7 @@ from run_cli import bitpress
 from bitpress.client import Client
 from bitpress.errors import CheckpointError, OutOfMemory
 from bitpress.plans import DevicesLike, Rates
+from bitpress.sweeps import SweepSpec
 
 SPQR = {"kind": "spqr", "bits": 3}
 RATES = Rates(gemm_gflops=50e3, half_gemm_gflops=600e3, loop_gflops=1000)
@@ -91,3 +92,23 @@ def test_the_command_prints_a_table_or_one_document_with_and_without_a_service(
     refused = bitpress(*arguments, "--local", "--set", "devices=3", stdin=json.dumps(spec))
     assert (refused.returncode, refused.stdout) == (5, "")
     assert refused.stderr == "error [invalid-job]: the job asks for 3 devices; there are 2\n"
+
+
+def test_the_members_of_a_sweep_are_planned_together(client: Client, opt_mini: Path, tmp_path: Path) -> None:
+    spec = {
+        "model": {"uri": str(opt_mini)},
+        "method": [SPQR, {"kind": "rtn", "bits": 4}],
+        "calibration": {"dataset": "c4"},
+    }
+    devices = DevicesLike(kind="cuda", count=2, memory_gib=80, rates=RATES)
+    (tmp_path / "devices.json").write_text(devices.model_dump_json())
+    sweep = SweepSpec.model_validate(spec)
+    report = client.plan_sweep(sweep, devices)
+    assert [member.spec for member in report.members] == list(sweep.specs())
+    assert report.flops == sum(phase.flops for phase in report.phases.values())
+    arguments = ("plan", "-", "--local", "--devices-like", str(tmp_path / "devices.json"))
+    table = bitpress(*arguments, stdin=json.dumps(spec), BITPRESS_STATE_DIR=str(tmp_path))
+    assert table.returncode == 0, table.stderr
+    for words in ("members", "00-spqr", "01-rtn", "peak device memory", "time alone"):
+        assert words in table.stdout
+    assert "assumed: 1% of the weights are outliers" in table.stderr
