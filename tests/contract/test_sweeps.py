@@ -114,6 +114,7 @@ async def test_a_group_holds_its_devices_once_and_until_its_last_member_is_done(
     second = await job_store.claim("worker", LEASE, eight)
     assert first is not None and second is not None and ids(first.group) == [job.id for job in jobs]
     assert second.job.spec.devices == 3
+    assert sorted(holding.devices for holding in await job_store.holdings()) == [0, 3, 5]
     assert await job_store.claim("worker", LEASE, eight) is None
     await job_store.release(first.job.id, first.fence, delay_seconds=3600)
     assert await job_store.claim("worker", LEASE, eight) is None

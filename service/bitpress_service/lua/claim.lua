@@ -14,12 +14,9 @@ end
 
 -- What attempts hold of the cluster.
 local function held()
-  local sum, groups = 0, {}
-  for _, id in ipairs(redis.call('ZRANGE', leases, 0, -1)) do
-    local on = read(id, 'cluster', 'holds', 'group')
-    local group = on[3] or id
-    if on[1] == cluster and not groups[group] then sum = sum + tonumber(on[2]) end
-    groups[group] = true
+  local sum = 0
+  for _, holding in ipairs(holdings()) do
+    if holding[4] == cluster then sum = sum + tonumber(holding[5]) end
   end
   return sum
 end

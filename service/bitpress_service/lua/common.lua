@@ -172,6 +172,19 @@ local function holds(id, fence)
   return running and current[1] == fence, current[3] or 'ok'
 end
 
+-- {id, tenant, owner, cluster or '', devices} of each job that runs; of those that were claimed together, and hold
+-- devices together, one has them.
+local function holdings()
+  local found, groups = {}, {}
+  for _, id in ipairs(redis.call('ZRANGE', leases, 0, -1)) do
+    local on = read(id, 'tenant', 'owner', 'cluster', 'holds', 'group')
+    local group = on[5] or id
+    table.insert(found, {id, on[1], on[2], on[3], groups[group] and 0 or on[4]})
+    groups[group] = true
+  end
+  return found
+end
+
 -- Whether `more` jobs of a tenant would be too many to wait; '' is no limit.
 local function is_full(tenant, most, more)
   local index = prefix .. 'jobs:' .. tenant
