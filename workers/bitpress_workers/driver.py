@@ -129,7 +129,8 @@ class JobRecorder:
             self._check_drain()
 
     def log(self, message: str) -> None:
-        log.info("%s", message)
+        with logs.about(job=self.job.id, attempt=self.job.attempt):  # no matter whose turn it is
+            log.info("%s", message)
         self._record(log=message)
 
     def waiting(self, reason: str) -> None:
