@@ -23,7 +23,7 @@ from bitpress_workers.pipeline.publish import OUTER
 
 WEIGHTS = ".safetensors"
 UNPACKED = 8  # of the bytes of the largest block: what its largest linear takes in float32, from 2 bits on
-POLL_SECONDS = 1.0
+POLL_SECONDS, ENDING_SECONDS = 1.0, 10.0
 
 How = Literal["whole", "by-block"]
 
@@ -139,6 +139,7 @@ def in_fresh_process(opening: Opening, watch: Callable[[], None]) -> Opened:
         while not receiver.poll(POLL_SECONDS):
             watch()
         answer = receiver.recv()
+        process.join(ENDING_SECONDS)  # it removes what it holds of the system
     except EOFError:
         process.join()
         raise OutOfMemory(f"the process that opened it was killed (exit code {process.exitcode})") from None
