@@ -30,6 +30,7 @@ export DOCKER_HOST=unix://$WORK/docker.sock DOCKER_CONFIG=$WORK/config DOCKER_BU
 cleanup() {
   set +e
   if [ -n "${KEEP:-}" ]; then echo "left up: DOCKER_HOST=$DOCKER_HOST; engine $engine"; return; fi
+  compose kill >/dev/null 2>&1 # a dispatcher that is asked to stop would drain first
   compose down --volumes --remove-orphans >/dev/null 2>&1
   kill "$engine" 2>/dev/null
   while kill -0 "$engine" 2>/dev/null; do sleep 0.2; done
