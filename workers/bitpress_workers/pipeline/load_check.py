@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from transformers.utils.logging import disable_progress_bar
 
 from bitpress.artifacts import ArtifactFile, LoadCheck
 from bitpress.errors import BitpressError, OutOfMemory
@@ -156,6 +157,7 @@ def in_fresh_process(opening: Opening, watch: Callable[[], None]) -> Opened:
 
 def _answer(opening: Opening, environment: Mapping[str, str], sender: Connection) -> None:
     os.environ.update(environment)
+    disable_progress_bar()  # the job has its own
     try:
         opened = run_artifact(opening)
         sender.send((opened.tokens, opened.logits.numpy()))  # tensors would go through shared memory
