@@ -1,6 +1,9 @@
-"""Three hosts, as far as the network goes, joined into one Ray cluster; one is cut off while a block is worked on."""
+"""Three hosts, as far as the network goes, joined into one Ray cluster by the scripts that the containers start with;
+one is cut off while a block is worked on.
+"""
 
 import json
+import os
 import re
 import secrets
 import subprocess
@@ -17,8 +20,9 @@ from bitpress.jobs import JobSpec
 
 SPQR = {"kind": "spqr", "bits": 3}
 SUPPORT = Path(__file__).parents[1] / "support"
-RAY = Path(sys.executable).with_name("ray")
-PORT = 6380  # not Ray's own default, which is that of Redis
+CONTAINERS = Path(__file__).parents[2] / "deploy" / "containers"
+PORT = 6380  # that of the scripts
+DASHBOARD, AGENTS = "8265", ("6383", "6386")
 START_SECONDS = 1200.0
 JOB_SECONDS = 1800.0
 # What an operator sets for a host or a head that is gone to be gone after seconds; see docs/operations.md.
@@ -34,7 +38,11 @@ SOON = {
 def environment() -> dict[str, str]:
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     several = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}  # this process may have set it to 0, for a Ray of its own
-    return token | SOON | several | {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": ":".join([*sys.path, str(SUPPORT)])}
+    paths = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": ":".join([*sys.path, str(SUPPORT)]),
+    }
+    return token | SOON | several | paths | {"RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @pytest.fixture
@@ -48,19 +56,22 @@ def hosts() -> Iterator[Hosts]:
 
 
 def start_ray(hosts: Hosts, number: int, environment: dict[str, str]) -> None:
-    """Join the first so many hosts, with one core each, into a cluster; the first of all is its head."""
+    """Join the first so many hosts, with one core each, into a cluster; the first is its head as well."""
+    # Ray's directory, /tmp/ray in a container, is where each host has one of its own.
+    start(hosts, 0, "ray-head", environment | {"RAY_TMPDIR": str(hosts.own)})
+    small = {"BITPRESS_CPUS": "1", "RAY_OBJECT_STORE_BYTES": str(80 * 2**20)}
     for host in range(number):
-        place = ["--head", f"--port={PORT}", "--include-dashboard=false", f"--temp-dir={hosts.own}"]
-        if host:
-            place = [f"--address={hosts.address(0)}:{PORT}"]
-        resources = ["--num-cpus=1", "--num-gpus=0", f"--object-store-memory={80 * 2**20}"]
-        address = f"--node-ip-address={hosts.address(host)}"
-        written = len(hosts.output(host))
-        hosts.start(host, [str(RAY), "start", "--block", address, *place, *resources], environment)
-        deadline = time.monotonic() + START_SECONDS
-        while "Ray runtime started" not in hosts.output(host)[written:]:
-            assert time.monotonic() < deadline, hosts.output(host)
-            time.sleep(0.2)
+        start(hosts, host, "ray-worker", environment | small | {"RAY_ADDRESS": f"{hosts.address(0)}:{PORT}"})
+
+
+def start(hosts: Hosts, host: int, script: str, environment: dict[str, str]) -> None:
+    """Start a container's script on a host; returns when Ray runs."""
+    written = len(hosts.output(host))
+    hosts.start(host, ["sh", str(CONTAINERS / script)], environment | {"NODE_ADDRESS": hosts.address(host)})
+    deadline = time.monotonic() + START_SECONDS
+    while "Ray runtime started" not in hosts.output(host)[written:]:
+        assert time.monotonic() < deadline, hosts.output(host)
+        time.sleep(0.2)
 
 
 def start_job(hosts: Hosts, environment: dict[str, str], spec: JobSpec, out: Path) -> subprocess.Popen[bytes]:
@@ -91,6 +102,7 @@ def test_a_host_that_is_cut_off_costs_the_block_in_hand(
     job = start_job(hosts, environment, spec, tmp_path / "out")
     for host in range(3):
         check_listeners(hosts, host)
+    check_strangers(hosts)
     hosts.cut_off(2)
     assert go_on(job) == 0, hosts.output(0)
 
@@ -109,6 +121,16 @@ def check_listeners(hosts: Hosts, host: int) -> None:
     assert ours in of_shard
     assert set(of_shard) <= {ours, *everywhere}
     assert len([address for address in of_shard if address in everywhere]) == 1  # Ray's calls
+
+
+def check_strangers(hosts: Hosts) -> None:
+    """Who has no token, or a guessed one, gets nothing out of the first host; no port answers it."""
+    program = [sys.executable, str(SUPPORT / "stranger.py"), hosts.address(0), DASHBOARD, *AGENTS]
+    stranger = hosts.start(1, program, {}, output=subprocess.PIPE)
+    assert stranger.stdout is not None
+    answers = json.loads(stranger.stdout.readline())
+    assert set(answers["http"].values()) <= {None, 401}, answers
+    assert all(code != 0 and "CPU" not in told for code, told in answers["ray"]), answers
 
 
 def test_a_cluster_that_is_killed_as_a_whole_is_followed_by_another(
