@@ -65,8 +65,11 @@ async def story(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     await store.aclose()
 
 
-def _dispatcher(store: RedisJobStore, redis_url: str, tmp_path: Path, told: Path) -> Dispatcher:
+def _dispatcher(
+    store: RedisJobStore, redis_url: str, tmp_path: Path, told: Path, stall_seconds: float = 1800.0
+) -> Dispatcher:
     return Dispatcher(
+        stall_seconds=stall_seconds,
         store=store,
         redis_url=redis_url,
         storage_url=tmp_path.as_uri(),
@@ -132,3 +135,20 @@ async def test_members_that_are_drained_go_back_together(story: Story) -> None:
         assert (await story.becomes(number, JobState.QUEUED)).failures == 0
     again = await story.store.claim("another", 60.0)
     assert again is not None and [claim.job.id for claim in again.group] == [story.jobs[0].id, story.jobs[2].id]
+
+
+async def test_a_driver_that_stands_still_is_ended_and_its_job_goes_on_elsewhere(
+    redis_url: str, tmp_path: Path
+) -> None:
+    store, told, stop = RedisJobStore.from_url(redis_url), tmp_path / "told", asyncio.Event()
+    told.mkdir()
+    job, _ = await store.create("local", job_spec())
+    serving = asyncio.create_task(_dispatcher(store, redis_url, tmp_path, told, stall_seconds=1.0).run(stop))
+    while (lost := await store.get(job.id)).failures == 0:  # the driver never says that it gets on
+        await asyncio.sleep(0.02)
+    stop.set()
+    await serving
+    assert lost.state is JobState.QUEUED and lost.error is not None
+    assert (lost.error.code, lost.error.message) == ("worker-lost", "the driver stood still for 1 s")
+    assert (await store.get(job.id)).state is JobState.QUEUED
+    await store.aclose()

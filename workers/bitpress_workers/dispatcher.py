@@ -18,15 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bitpress.cluster import DispatcherReport
-from bitpress.errors import Cancelled, StoreError, Unavailable
+from bitpress.errors import Cancelled, StoreError, Unavailable, WorkerLost
 from bitpress_service import logs, tracing
 from bitpress_service.jobstore import Claim, Fenced, JobStore, LeaseStatus
 from bitpress_service.sources import Sources
 from bitpress_workers.children import kill, sleep
 from bitpress_workers.devices import DeviceWatch
-from bitpress_workers.driver import DRAIN, Assignment, Order, Result, result_of
+from bitpress_workers.driver import DRAIN, Assignment, Order, Result, pulse_in, result_of
 from bitpress_workers.failure import crash, judge
 from bitpress_workers.plan_desk import PlanDesk
+from bitpress_workers.pulse import Listener
 from bitpress_workers.scratch import make_scratch, sweep_scratch
 
 log = logging.getLogger(__name__)
@@ -123,11 +124,11 @@ class Dispatcher:
         try:
             driver = await self._start(claim, scratch)
             try:
-                ended = await self._watch(driver, scratch, stop)
+                ended_by_us = await self._watch(driver, scratch, stop)
             finally:
                 await kill(driver)
-            crashed = self._crash(claim, driver) if ended else Result(released=True)
-            await self._conclude(dict.fromkeys(self._in_hand, crashed) | self._results(scratch), stop)
+            rest = ended_by_us or self._crash(claim, driver)
+            await self._conclude(dict.fromkeys(self._in_hand, rest) | self._results(scratch), stop)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -155,8 +156,12 @@ class Dispatcher:
         driver.stdin.close()
         return driver
 
-    async def _watch(self, driver: Process, scratch: Path, stop: asyncio.Event) -> bool:
-        """Renew the leases until the driver ends (True), or has to be ended (False); jobs may end on the way."""
+    async def _watch(self, driver: Process, scratch: Path, stop: asyncio.Event) -> Result | None:
+        """Renew the leases until the driver ends, or has to be ended; jobs may end on the way.
+
+        Returns what becomes of the jobs in hand when it has to be ended.
+        """
+        listener = Listener(pulse_in(scratch).path)
         clock = asyncio.get_running_loop().time
         exited, stopping, hurried = (
             asyncio.ensure_future(wait) for wait in (driver.wait(), stop.wait(), self.hurry.wait())
@@ -169,7 +174,7 @@ class Dispatcher:
                 pause = min(self.lease_seconds / 3, max(drained_by - clock(), 0))
                 await asyncio.wait(news, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
                 if exited.done():
-                    return True
+                    return None
                 if stopping.done() and drained_by == math.inf:
                     (scratch / DRAIN).touch()
                     drained_by = clock() + self.drain_seconds
@@ -180,7 +185,11 @@ class Dispatcher:
                 asked_by = {job_id: asked_by.get(job_id, clock() + GRACE_SECONDS) for job_id in asked}
                 late = {job_id for job_id, end in asked_by.items() if clock() >= end and job_id in self._in_hand}
                 if hurried.done() or clock() >= drained_by or late == set(self._in_hand):
-                    return False
+                    return Result(released=True)
+                if listener.silence() > self.stall_seconds:
+                    return Result(
+                        code=WorkerLost.code, message=f"the driver stood still for {self.stall_seconds:.0f} s"
+                    )
                 # The driver may be busy with the others: it is shut out of these, and drops them at its next write.
                 await self._conclude(dict.fromkeys(late, Result(released=True)), stop)
         finally:

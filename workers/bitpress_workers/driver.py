@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from bitpress_workers.parent import end_with_parent
 from bitpress_workers.pipeline.member import Member, Members, MembersEnded
 from bitpress_workers.pipeline.publish import Released
 from bitpress_workers.pipeline.run import Pipeline, Site
+from bitpress_workers.pulse import Pulse
 from bitpress_workers.ray_fleet import RaySession
 
 log = logging.getLogger(__name__)
@@ -89,6 +91,11 @@ class Result(BaseModel):
 def result_of(scratch: Path, job_id: str) -> Path:
     """Where a job's Result is left."""
     return scratch / f"{job_id}.json"
+
+
+def pulse_in(scratch: Path) -> Pulse:
+    """The sign that the driver gets on."""
+    return Pulse(scratch / "pulse")
 
 
 @dataclass
@@ -154,6 +161,7 @@ class JobRecorder:
             raise Released("the dispatcher is about to stop")
 
     def _record(self, **what: Any) -> None:
+        pulse_in(self.scratch).beat()  # also of one who waits and says so
         status = self._write(what)
         if status is LeaseStatus.CANCEL:
             raise Cancelled("the job was cancelled")
@@ -178,6 +186,7 @@ _NOTHING_IN_HAND = ("preparing", "evaluating")
 
 def drive(order: Order) -> bool:
     """Run one attempt, and return whether all jobs succeeded. Never raises for what is a job's fault."""
+    pulse_in(Path(order.scratch)).follow(threading.get_ident())
     with start_blocking_portal() as portal:
         store = portal.call(_connect, order.redis_url)
         recorders = [JobRecorder(portal, store, each.job, each.fence, Path(order.scratch)) for each in order.jobs]
@@ -203,7 +212,8 @@ def _run(order: Order, recorders: Sequence[JobRecorder]) -> bool:
     except MembersEnded:
         return False
     ray_dir = Path(order.scratch) / "r"  # Ray opens its directory to everybody; the one above stays shut
-    with RaySession(order.ray_address, spec.devices, str(ray_dir), order.stall_seconds) as session:
+    watching = pulse_in(Path(order.scratch)).beat
+    with RaySession(order.ray_address, spec.devices, str(ray_dir), order.stall_seconds, watching) as session:
         site = Site(
             devices=session.devices().within(order.device_memory_gib),
             make_fleet=session.make_fleet,

@@ -56,10 +56,15 @@ class RaySession:
     """
 
     def __init__(
-        self, address: str, num_shards: int | None, temp_dir: str | None = None, stall_seconds: float = inf
+        self,
+        address: str,
+        num_shards: int | None,
+        temp_dir: str | None = None,
+        stall_seconds: float = inf,
+        watching: Callable[[], None] = lambda: None,
     ) -> None:
-        """stall_seconds: how long a shard may stand still."""
-        self._local, self._stall_seconds = address == "local", stall_seconds
+        """stall_seconds: how long a shard may stand still. watching: called each time that shards are looked at."""
+        self._local, self._stall_seconds, self._watching = address == "local", stall_seconds, watching
         if self._local:
             cores = len(os.sched_getaffinity(0))
             own = {
@@ -107,17 +112,19 @@ class RaySession:
         """A FleetMaker."""
         bundle = {"CPU": 1.0} | ({"GPU": 1.0} if config.device == "cuda" else {})
         group = _place(bundle, size, fewest, waiting)
-        return RayFleet(config, group, self._stall_seconds)
+        return RayFleet(config, group, self._stall_seconds, self._watching)
 
 
 class RayFleet:
     """Runs Shard's methods on actors; see pipeline/fleet.py for the contract."""
 
-    def __init__(self, config: ShardConfig, group: PlacementGroup, stall_seconds: float) -> None:
+    def __init__(
+        self, config: ShardConfig, group: PlacementGroup, stall_seconds: float, watching: Callable[[], None]
+    ) -> None:
         """Start a shard in every bundle of a placement group, which is given back by `close`."""
         self._group = group
         self.size = len(group.bundle_specs)
-        self.stall_seconds, self._watch = stall_seconds, Watch(self.size)
+        self.stall_seconds, self._watch, self._watching = stall_seconds, Watch(self.size), watching
         strategy = PlacementGroupSchedulingStrategy(placement_group=group)
         resources = {"num_cpus": 1, "num_gpus": 1 if config.device == "cuda" else 0}
         # A restarted actor would have lost its activations: the whole fleet is made anew, and the job goes on.
@@ -152,6 +159,7 @@ class RayFleet:
             done, pending = ray.wait(pending, timeout=LOOK_SECONDS)
             if not done:
                 asked = self._look(asked)
+                self._watching()
                 continue
             error = self._error(done[0])
             if isinstance(error, PeerLost):
