@@ -10,7 +10,6 @@ from running_api import CONTENTS, Api
 from service_helpers import job_spec
 
 from bitpress.artifacts import MANIFEST, ArtifactFile, Manifest
-from bitpress_service.artifactstore import job_key
 from bitpress_service.settings import Settings
 
 BLOCK = "blocks/00000.safetensors"
@@ -105,8 +104,8 @@ async def test_only_files_of_the_manifest_are_served(api: Api, name: str) -> Non
 
 async def test_an_object_that_is_gone_is_an_error_and_no_empty_file(api: Api, tmp_path: Path) -> None:
     job = await api.succeeded_job()
-    manifest = job_key("local", job.id, 1, MANIFEST)
-    (tmp_path / "artifacts" / manifest).unlink()
+    (manifest,) = (tmp_path / "artifacts" / "t" / "local" / "jobs" / job.id).rglob(MANIFEST)
+    manifest.unlink()
     response = await api.client.get(f"/v1/jobs/{job.id}/artifacts")
     assert response.status_code == 503 and response.json()["code"] == "unavailable"
 

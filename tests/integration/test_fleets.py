@@ -147,4 +147,4 @@ def test_the_controller_holds_reports_and_tokens_alone(
     tokens = 8 * 9 * 64
     assert tokens < sizes.pop("start") < tokens + 4096
     # The smallest of what shards hold: activations of a sequence take 32 KiB, a weight 64 KiB, a Hessian as much.
-    assert max(sizes.values()) < 16 * 1024, sizes
+    assert max(sizes.values()) < 24 * 1024, sizes  # 4,096 logits: what the loaded artifact has to come to

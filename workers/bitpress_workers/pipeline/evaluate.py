@@ -17,7 +17,7 @@ from bitpress_workers.pipeline.member import FleetSpoiled, Member, Members, Memb
 from bitpress_workers.pipeline.placement import micro_batch_size, micro_batches, share
 from bitpress_workers.pipeline.prompts import Answer
 from bitpress_workers.pipeline.quality import Quality, quality_of
-from bitpress_workers.pipeline.scoring import all_logits, answer, drift, score
+from bitpress_workers.pipeline.scoring import answer, drift, last_logits, score
 from bitpress_workers.pipeline.shard import Shard, stream_name
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Evaluator:
                     error_growth[member.number].append(self._pass(member, index))
         dense_answers = self._answers(ASKED)
         for member in self.members.unevaluated():
-            (member.logits,) = self._measure(all_logits, _prompt(member))
+            (member.logits,) = self._measure(last_logits, _prompt(member))
             scores = self._measure(score, DENSE, _stream(member))
             answers = self._answers(_asked(member))
             self._call(Shard.stop, _stream(member))

@@ -43,7 +43,7 @@ REASONS = {
 class LoadChecker:
     """Checks one job's artifact.
 
-    tokens, logits: the prompt and what the calibrated model makes of it, [P, V]; None when its evaluation failed.
+    tokens, logits: the prompt and what the calibrated model ends it with, [1, V]; None when its evaluation failed.
     scratch: a directory that may be made and filled. memory_bytes: most that may be taken of this host; None: all
     that is free. threads: of the fresh process; 0: torch's default. watch: called while that is waited for; may raise.
     """

@@ -59,7 +59,7 @@ class Opening:
 
 @dataclass(frozen=True)
 class Opened:
-    """What the artifact's own tokenizer makes of the prompt, and the model's logits [P, V] for it, float32."""
+    """What the artifact's own tokenizer makes of the prompt, and the logits [1, V] it ends with, float32."""
 
     tokens: list[int]
     logits: Tensor
@@ -76,7 +76,7 @@ def run_artifact(opening: Opening) -> Opened:
             files.place(name, opening.directory)
     tokens = prompt_tokens(AutoTokenizer.from_pretrained(opening.directory, local_files_only=True))
     model = _open_by_block(opening.directory, files) if opening.by_block else load(opening.directory, verify=False)
-    return Opened(tokens, model(torch.tensor([tokens]), use_cache=False).logits[0])
+    return Opened(tokens, model(torch.tensor([tokens]), use_cache=False).logits[0, -1:])
 
 
 @dataclass(frozen=True)

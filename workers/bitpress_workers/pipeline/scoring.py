@@ -54,9 +54,9 @@ def score_window(tokens_S: Tensor, dense_SV: Tensor, compressed_SV: Tensor) -> W
 
 
 @torch.no_grad()
-def all_logits(activations: Activations) -> list[Tensor]:
-    """The logits [S, V] of every sequence, on the host."""
-    return [activations.logits(batch, place).cpu() for batch, place, _ in activations.sequences()]
+def last_logits(activations: Activations) -> list[Tensor]:
+    """The logits [1, V] that every sequence ends with, on the host."""
+    return [activations.logits(batch, place)[-1:].cpu().clone() for batch, place, _ in activations.sequences()]
 
 
 @torch.no_grad()
