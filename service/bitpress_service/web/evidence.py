@@ -18,6 +18,44 @@ LOGARITHMIC = 20.0  # from this ratio of largest to smallest on, shades follow t
 _EXPERT = re.compile(r"\.\d+(?=\.|$)")
 
 
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Something known of every linear; combine: what it comes to for the experts of one place."""
+
+    title: str
+    note: str
+    value_of: Callable[[LinearReport], float]
+    combine: Callable[[Sequence[float]], float]
+    write: Callable[[float], str]
+
+
+ERROR = Measure(
+    "Relative error",
+    "squared error of a linear's outputs on the calibration tokens, by its squared outputs",
+    lambda linear: linear.relative_error,
+    max,
+    number,
+)
+BITS = Measure(
+    "Bits per weight",
+    "all stored bits of a linear, statistics and indices included, by its number of weights",
+    lambda linear: linear.bits_per_weight,
+    mean,
+    lambda value: number(value, 4),
+)
+OUTLIERS = Measure(
+    "Outliers",
+    "share of a linear's weights that are kept in 16 bits",
+    lambda linear: linear.outlier_fraction,
+    mean,
+    percent,
+)
+
+
 @dataclass(frozen=True)
 class Cell:
     """One value: its shade, 0 to LEVELS - 1 (None: there is no value), and how it is written."""
@@ -107,43 +145,12 @@ def heat_tables(blocks: Sequence[BlockReport]) -> tuple[HeatTable, ...]:
 
     Experts of one place are one row: the worst of their errors, the mean of their bits and outliers.
     """
-    return (
-        _heat_table(
-            blocks,
-            "Relative error",
-            "squared error of a linear's outputs on the calibration tokens, by its squared outputs",
-            lambda linear: linear.relative_error,
-            max,
-            number,
-        ),
-        _heat_table(
-            blocks,
-            "Bits per weight",
-            "all stored bits of a linear, statistics and indices included, by its number of weights",
-            lambda linear: linear.bits_per_weight,
-            mean,
-            lambda value: number(value, 4),
-        ),
-        _heat_table(
-            blocks,
-            "Outliers",
-            "share of a linear's weights that are kept in 16 bits",
-            lambda linear: linear.outlier_fraction,
-            mean,
-            percent,
-        ),
-    )
+    return tuple(_heat_table(blocks, measure) for measure in (ERROR, BITS, OUTLIERS))
 
 
-def _heat_table(
-    blocks: Sequence[BlockReport],
-    title: str,
-    note: str,
-    value_of: Callable[[LinearReport], float],
-    combine: Callable[[Sequence[float]], float],
-    write: Callable[[float], str],
-) -> HeatTable:
-    values = {block.index: by_place(block, value_of, combine) for block in blocks}
+def _heat_table(blocks: Sequence[BlockReport], measure: Measure) -> HeatTable:
+    write = measure.write
+    values = {block.index: by_place(block, measure) for block in blocks}
     places = list(dict.fromkeys(place for row in values.values() for place in row))
     everything = [value for row in values.values() for value in row.values()]
     shade = _shade(everything)
@@ -163,17 +170,21 @@ def _heat_table(
         for place in places
     )
     return HeatTable(
-        title, note, tuple(values), rows, write(min(everything)), write(max(everything)), _is_wide(everything)
+        measure.title,
+        measure.note,
+        tuple(values),
+        rows,
+        write(min(everything)),
+        write(max(everything)),
+        _is_wide(everything),
     )
 
 
-def by_place(
-    block: BlockReport, value_of: Callable[[LinearReport], float], combine: Callable[[Sequence[float]], float]
-) -> dict[str, float]:
+def by_place(block: BlockReport, measure: Measure) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for linear in block.linears:
-        found.setdefault(_EXPERT.sub(".*", linear.name), []).append(value_of(linear))
-    return {place: combine(values) for place, values in found.items()}
+        found.setdefault(_EXPERT.sub(".*", linear.name), []).append(measure.value_of(linear))
+    return {place: measure.combine(values) for place, values in found.items()}
 
 
 def _shade(values: Sequence[float]) -> Callable[[float], int]:
@@ -203,7 +214,3 @@ def totals(report: Report) -> Totals:
         outlier_fraction=outliers / report.num_weights,
         seconds=sum(report.phases.values()),
     )
-
-
-def mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -3,17 +3,16 @@
 import asyncio
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fastapi.concurrency import run_in_threadpool
 
-from bitpress.artifacts import BlockReport, LinearReport
+from bitpress.artifacts import BlockReport
 from bitpress.plots import Mark, columns
 from bitpress_service.artifactstore import ArtifactStore
 from bitpress_service.jobstore import BlockRecord
-from bitpress_service.web.evidence import by_place, mean
-from bitpress_service.web.rendering import number, percent
+from bitpress_service.web.evidence import ERROR, OUTLIERS, Measure, by_place
 
 KEPT = 4096  # blocks of evidence; a page asks for all of its job's again and again
 
@@ -53,41 +52,22 @@ def linear_plots(blocks: Sequence[BlockReport]) -> tuple[LinearPlot, ...]:
     """Relative error of every linear, and, where there are any, the share of outliers; experts of a place are one."""
     if not blocks:
         return ()
-    error = _plot(
-        blocks,
-        "Relative error of each linear",
-        "squared error of its outputs on the calibration tokens, by its squared outputs; of experts, the worst",
-        lambda linear: linear.relative_error,
-        max,
-        number,
-    )
-    if not any(linear.outlier_fraction for block in blocks for linear in block.linears):
-        return (error,)
-    outliers = _plot(
-        blocks,
-        "Outliers of each linear",
-        "share of its weights that are kept in 16 bits; of experts, the mean",
-        lambda linear: linear.outlier_fraction,
-        mean,
-        percent,
-    )
-    return error, outliers
+    some_kept = any(linear.outlier_fraction for block in blocks for linear in block.linears)
+    return tuple(_plot(blocks, measure) for measure in ((ERROR, OUTLIERS) if some_kept else (ERROR,)))
 
 
-def _plot(
-    blocks: Sequence[BlockReport],
-    title: str,
-    note: str,
-    value_of: Callable[[LinearReport], float],
-    combine: Callable[[Sequence[float]], float],
-    write: Callable[[float], str],
-) -> LinearPlot:
+def _plot(blocks: Sequence[BlockReport], measure: Measure) -> LinearPlot:
+    write, title = measure.write, f"{measure.title} of each linear"
     marks = [
         Mark(str(block.index), value, f"block {block.index}, {place}: {write(value)}")
         for block in blocks
-        for place, value in by_place(block, value_of, combine).items()
+        for place, value in by_place(block, measure).items()
     ]
     what = (
         f"{title}, blocks {blocks[0].index} to {blocks[-1].index}, at most {write(max(mark.value for mark in marks))}"
     )
-    return LinearPlot(title, note, columns(marks, "block", what))
+    return LinearPlot(
+        title,
+        f"{measure.note}; of experts, the {'worst' if measure.combine is max else 'mean'}",
+        columns(marks, "block", what),
+    )

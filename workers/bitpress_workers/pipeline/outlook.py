@@ -60,12 +60,6 @@ def outlook(
     files = [block_bytes(spec.method, block) for block in sizes.blocks]
     stored = sum(block.stored_bytes for block in sizes.blocks)
     outer = sum(tensor.bytes for tensor in sizes.outer.values())
-    passes = 2 if getattr(spec.method, "preprocessing", None) else 1
-    # One shard takes the prompt through that the artifact is checked with, and all of them texts.
-    evaluated = (plan.num_shards if num_windows else 1) * (stored + sum(files))
-    calibrated = plan.num_shards * passes * stored
-    if spec.strategy == "independent":  # every block by its own shard, all but the last range's twice
-        calibrated = 2 * stored - stored // plan.num_shards
     return PlanReport(
         spec=spec,
         devices=PlannedDevices(
@@ -80,8 +74,8 @@ def outlook(
         phases=phases,
         flops=sum(phase.flops for phase in phases.values()),
         seconds=sum(seconds) if seconds else None,
-        bytes_read=plan.num_shards * outer + evaluated + calibrated,
-        bytes_written=passes * sum(files) + outer_bytes(sizes),
+        bytes_read=plan.num_shards * outer + _blocks_read(spec, plan.num_shards, num_windows, stored, sum(files)),
+        bytes_written=_passes(spec) * sum(files) + outer_bytes(sizes),
         peak_device_bytes=plan.memory.device_bytes,
         peak_host_bytes=plan.memory.host_bytes,
         peak_moment=plan.memory.moment,
@@ -91,6 +85,20 @@ def outlook(
         bits_per_weight=_bits_per_weight(spec, sizes.blocks),
         assumptions=(*assumptions, *_assumptions(spec, plan, rates)),
     )
+
+
+def _passes(spec: JobSpec) -> int:
+    """How often a job compresses the whole model."""
+    return 2 if getattr(spec.method, "preprocessing", None) else 1
+
+
+def _blocks_read(spec: JobSpec, num_shards: int, num_windows: int, stored: int, written: int) -> int:
+    """Bytes of blocks that shards read: dense ones, `stored` in all, and compressed ones, `written` in all."""
+    # One shard takes the prompt through that the artifact is checked with, and all of them texts.
+    evaluated = (num_shards if num_windows else 1) * (stored + written)
+    if spec.strategy == "independent":  # every block by its own shard, all but the last range's twice
+        return evaluated + 2 * stored - stored // num_shards
+    return evaluated + num_shards * _passes(spec) * stored
 
 
 def job_cost(spec: JobSpec, sizes: ModelSizes, num_windows: int, kind: str, num_shards: int) -> Cost:
