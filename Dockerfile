@@ -14,10 +14,12 @@ RUN groupadd --gid 10001 bitpress \
  && useradd --uid 10001 --gid bitpress --home-dir /state --no-create-home --shell /usr/sbin/nologin bitpress \
  && install -d -o bitpress -g bitpress -m 0700 /state
 
-FROM base AS wheel
+FROM base AS build
+COPY deploy/locks/build.txt /tmp/
+RUN python -m venv /opt/build && /opt/build/bin/pip install --require-hashes -r /tmp/build.txt
+
+FROM build AS wheel
 WORKDIR /source
-COPY deploy/locks/build.txt ./
-RUN python -m venv /opt/build && /opt/build/bin/pip install --require-hashes -r build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY client client
 COPY service service
@@ -30,7 +32,7 @@ RUN python -m venv /opt/bitpress && pip install --require-hashes -r /tmp/service
 COPY --from=wheel /wheel /tmp/wheel
 RUN pip install --no-deps /tmp/wheel/*.whl
 
-FROM base AS worker-packages
+FROM build AS worker-packages
 ARG TORCH=cuda
 COPY deploy/locks/worker.txt deploy/locks/torch.txt /tmp/
 COPY deploy/wheels /tmp/wheels
@@ -40,8 +42,10 @@ RUN python -m venv /opt/bitpress \
       cpu) pip install --no-deps --no-index /tmp/wheels/torch-*.whl ;; \
       *) echo "TORCH: expected cuda or cpu, found $TORCH" >&2; exit 1 ;; \
     esac
+# What lm-eval needs is in part published as source alone: built here, by what the lock has.
 # Beyond the lock: what a site or a test wants beside it, in deploy/wheels/requirements.txt.
-RUN pip install --no-deps --require-hashes -r /tmp/worker.txt \
+RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --require-hashes --wheel-dir /tmp/locked -r /tmp/worker.txt \
+ && pip install --no-deps --no-index /tmp/locked/*.whl && rm -r /tmp/locked \
  && if [ -f /tmp/wheels/requirements.txt ]; then pip install -r /tmp/wheels/requirements.txt; fi
 COPY --from=wheel /wheel /tmp/wheel
 RUN pip install --no-deps /tmp/wheel/*.whl && python -c "import torch, transformers, ray, numba, bitpress_workers"

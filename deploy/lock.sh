@@ -8,9 +8,9 @@ compile() {
   uv pip compile --quiet --generate-hashes --no-annotate --no-header --constraints constraints.txt \
     --python-version 3.11 --python-platform x86_64-manylinux_2_28 "$@"
 }
-echo hatchling | compile - >$locks/build.txt
+printf 'hatchling\nsetuptools\nwheel\n' | compile - >$locks/build.txt
 compile pyproject.toml --extra service --extra traces >$locks/service.txt
-compile pyproject.toml --extra service --extra workers --extra traces >$locks/all.txt
+compile pyproject.toml --extra service --extra workers --extra eval --extra traces >$locks/all.txt
 awk -v torch=$locks/torch.txt -v rest=$locks/worker.txt '
   /^[a-z0-9]/ { out = /^(torch|triton|cuda-|nvidia-)/ ? torch : rest }
   { print > out }' $locks/all.txt
