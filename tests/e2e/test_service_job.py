@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,14 +17,6 @@ from bitpress.loading import load
 from bitpress.sweeps import SweepSpec
 
 SPQR = {"kind": "spqr", "bits": 3}
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedService]:
-    service = EmbeddedService(tmp_path_factory.mktemp("service") / "state")
-    service.start()
-    yield service
-    assert service.stop() == 0
 
 
 @pytest.mark.parametrize("shards", [1, 2])

@@ -20,14 +20,6 @@ SPQR = {"kind": "spqr", "bits": 3}
 RATES = Rates(gemm_gflops=50e3, half_gemm_gflops=600e3, loop_gflops=1000)
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedService]:
-    service = EmbeddedService(tmp_path_factory.mktemp("service") / "state")
-    service.start()
-    yield service
-    assert service.stop() == 0
-
-
 @pytest.fixture
 def client(service: EmbeddedService) -> Iterator[Client]:
     with service.client() as client:

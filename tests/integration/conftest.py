@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from api_process import ApiProcess
 from running_api import Api, serving
 
 from bitpress_service import embedded_redis
@@ -30,3 +31,19 @@ def redis_url(_redis: str) -> str:
 async def api(redis_url: str, tmp_path: Path) -> AsyncIterator[Api]:
     async with serving(Settings(state_dir=tmp_path, redis_url=redis_url)) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiProcess]:
+    """The API in a process of its own, and its Redis."""
+    service = ApiProcess(tmp_path_factory.mktemp("service"))
+    service.start()
+    yield service
+    service.stop()
+
+
+@pytest.fixture
+def environment(service: ApiProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command line needs to find that service."""
+    for name, value in service.environment.items():
+        monkeypatch.setenv(name, value)

@@ -5,7 +5,6 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +23,11 @@ from bitpress.partial_file import PIECE_BYTES
 BLOCK = "blocks/00000.safetensors"
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiProcess]:
-    service = ApiProcess(tmp_path_factory.mktemp("service"))
-    service.start()
-    yield service
-    service.stop()
-
-
 @pytest.fixture(autouse=True)
-def environment(service: ApiProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+def on_the_machine(service: ApiProcess, environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    here = {"BITPRESS_STATE_DIR": str(service.state), "BITPRESS_REDIS_URL": service.redis_url}
-    for name, value in (service.environment | here).items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("BITPRESS_STATE_DIR", str(service.state))
+    monkeypatch.setenv("BITPRESS_REDIS_URL", service.redis_url)
 
 
 def succeeded(service: ApiProcess, block: bytes) -> tuple[Job, dict[str, bytes]]:

@@ -17,20 +17,7 @@ SPEC: dict[str, Any] = {
     "method": {"kind": "rtn", "bits": 4},
     "calibration": {"dataset": "wikitext2"},
 }
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiProcess]:
-    service = ApiProcess(tmp_path_factory.mktemp("service"))
-    service.start()
-    yield service
-    service.stop()
-
-
-@pytest.fixture(autouse=True)
-def environment(service: ApiProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in service.environment.items():
-        monkeypatch.setenv(name, value)
+pytestmark = pytest.mark.usefixtures("environment")
 
 
 @pytest.fixture
