@@ -70,6 +70,6 @@ CMD ["python", "-P", "-m", "bitpress_service"]
 
 FROM runtime AS worker
 # A GEMM's bits must not depend on where its operands lie in memory; read by MKL when torch loads it.
-ENV MKL_CBWR=AUTO,STRICT RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 HF_HUB_DISABLE_TELEMETRY=1 NUMBA_CACHE_DIR=/state/numba
+ENV MKL_CBWR=AUTO,STRICT THP_MEM_ALLOC_ENABLE=1 RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 HF_HUB_DISABLE_TELEMETRY=1 NUMBA_CACHE_DIR=/state/numba
 COPY --from=worker-packages /opt/bitpress /opt/bitpress
 CMD ["ray-worker"]

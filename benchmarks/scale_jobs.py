@@ -17,6 +17,7 @@ from bitpress_workers.pipeline.plan import Devices
 
 # As in every process of Bitpress: without it bits depend on where operands lie. MKL looks at it when first used.
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 METHODS: dict[str, dict[str, Any]] = {
     "spqr": {"kind": "spqr", "bits": 3},

@@ -91,10 +91,8 @@ def check(measured: dict[str, dict[str, Any]]) -> dict[str, Any]:
         found[kind] = {
             "predicted_seconds": [round(one, 2), round(two, 2)],
             "measured_seconds": [min(seconds) for seconds in job["seconds"].values()],
-            "path_seconds": list(job["path_seconds"].values()),
             "predicted_times_faster": round(one / two, 2),
             "measured_times_faster": job["median"],
-            "path_times_faster": job["path_times_faster"],
         }
     return found
 

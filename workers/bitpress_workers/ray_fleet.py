@@ -37,7 +37,8 @@ from bitpress_workers.pipeline.shard import Shard, ShardConfig, device_of
 LOOK_SECONDS = 5.0  # between two looks at whether there is room for a fleet, or whether its shards get on
 CAUSE_SECONDS = 20.0  # shards notice at once that another one is gone; Ray knows why, but somewhat later
 LIBRARIES = ("bitpress", "torch", "transformers")
-ARITHMETIC = ("MKL_CBWR",)  # the variables that bits depend on: a cluster's hosts may have been started without them
+# What the libraries of a shard read when they are loaded, bits among it: hosts may have been started without.
+ENVIRONMENT = ("MKL_CBWR", "THP_MEM_ALLOC_ENABLE")
 
 # NodeDiedError is no RayActorError, so each is named.
 LOST = (
@@ -129,8 +130,7 @@ class RayFleet:
         resources = {"num_cpus": 1, "num_gpus": 1 if config.device == "cuda" else 0}
         # A restarted actor would have lost its activations: the whole fleet is made anew, and the job goes on.
         options = {"max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": strategy, **resources}
-        ours = {name: os.environ[name] for name in ARITHMETIC if name in os.environ}
-        environment = {"env_vars": ours}
+        environment = {"env_vars": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}}
         actor = ray.remote(**options, runtime_env=environment, concurrency_groups={"watch": 1})(_Actor)
         self._actors: list[ActorHandle] = [actor.remote() for _ in range(self.size)]
         self._hosts, self._killed = ["a host"] * self.size, [0] * self.size
