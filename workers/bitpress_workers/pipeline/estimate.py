@@ -18,7 +18,8 @@ from bitpress_workers.pipeline.placement import NUM_SLICES, micro_batch_size
 from bitpress_workers.pipeline.sizes import BlockSizes, ModelSizes
 
 DOCUMENT_TOKENS = 2048  # of the longest document that PTQ1.61's adapter is trained on (published)
-BASE_BYTES = 610 * 2**20  # a process with torch and transformers imported
+# A process with torch and transformers imported; torch for CUDA brings libraries that stay in memory without a GPU.
+BASE_BYTES = (610 if torch.version.cuda is None else 890) * 2**20
 FORWARD_COPIES = 5  # of a micro-batch, as wide as the widest linear: measured
 KERNEL_BYTES = 140 * 2**20  # compiled loops and their compiler, on CPUs
 
