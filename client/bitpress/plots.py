@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 
-WIDTH, HEIGHT = 640, 220
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 34
+WIDTH, HEIGHT, TALL = 640, 220, 340
+LEFT, RIGHT, TOP, BOTTOM = 58, 22, 12, 34
 MOST_TICKS = 6
 ROW = 26  # height of a horizontal bar
+LETTER, LINE = 6.6, 12.0  # of a label: the width of a letter, about, and its height
+BESIDE = 9.0  # from a point's middle to its label
 LOGARITHMIC = 20.0  # from this ratio of largest to smallest on, values are shown by their logarithms
 
 # Of a figure that stands alone; a page that holds figures has its own.
@@ -19,6 +21,9 @@ STYLE = """svg{background:#fff}text{font:12px system-ui,sans-serif;fill:#5b6470}
 .grid{stroke:#d9dee4}.interval{stroke:#2f6f9f;stroke-width:2}.front{fill:none;stroke:#1a7f4b;stroke-width:1.5}
 @media(prefers-color-scheme:dark){svg{background:#14181d}text{fill:#9aa5b1}rect,circle{fill:#6fb1e0}
 .grid{stroke:#353c45}.interval{stroke:#6fb1e0}.front{stroke:#58c48c}}"""
+
+
+Box = tuple[float, float, float, float]  # left, right, top, bottom
 
 
 class Mark(NamedTuple):
@@ -66,7 +71,7 @@ def columns(marks: Sequence[Mark], axis: str, what: str) -> str:
         _text(LEFT + start * step + step / 2, HEIGHT - BOTTOM + 15, marks[start].place)
         for start in starts[:: math.ceil(len(starts) / 16)]
     ]
-    return _figure(what, HEIGHT, _grid(ticks, y), *bars, *labels, _axis(axis))
+    return _figure(what, HEIGHT, _grid(ticks, y), *bars, *labels, _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 3, axis))
 
 
 def rows(marks: Sequence[Mark], what: str) -> str:
@@ -93,20 +98,45 @@ def scatter(points: Sequence[Point], x_axis: str, what: str, front: Sequence[Poi
     x_ticks = round_ticks([point.x for point in points])
     y_ticks, y = _value_axis([end for point in points for end in (point.y, *point.interval)])
     x = _scale(x_ticks, LEFT, WIDTH - RIGHT)
-    parts = [_text(x(tick), HEIGHT - BOTTOM + 15, f"{tick:g}") for tick in x_ticks]
+    parts = [_text(x(tick), TALL - BOTTOM + 15, f"{tick:g}") for tick in x_ticks]
     if front:
         line = " ".join(f"{x(point.x):.1f},{y(point.y):.1f}" for point in front)
         parts.append(f'<polyline class="front" points="{line}"/>')
     for point in points:
         low, high = (y(end) for end in point.interval)
         at = x(point.x)
-        near_end = at > WIDTH - 160
         parts += [
             f'<line class="interval" x1="{at:.1f}" x2="{at:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>',
             f'<circle cx="{at:.1f}" cy="{y(point.y):.1f}" r="5"><title>{escape(point.title)}</title></circle>',
-            _text(at + (-9 if near_end else 9), y(point.y) - 7, point.name, "end" if near_end else "start"),
         ]
-    return _figure(what, HEIGHT, _grid(y_ticks, y), *parts, _axis(x_axis))
+    parts += _labels([(x(point.x), y(point.y), point.name) for point in points])
+    return _figure(what, TALL, _grid(y_ticks, y), *parts, _text((LEFT + WIDTH - RIGHT) / 2, TALL - 3, x_axis))
+
+
+def _labels(points: Sequence[tuple[float, float, str]]) -> list[str]:
+    """The name of each point, given by its place, where it hides least of other names and points."""
+    taken = [(x - 5, x + 5, y - 5, y + 5) for x, y, _ in points]
+    found = []
+    for x, y, name in points:
+        width, best, least = LETTER * len(name), "", math.inf
+        for rise in (7, -14, 21, -28, 35, -42, 49):
+            for left, anchor in ((x + BESIDE, "start"), (x - BESIDE - width, "end")):
+                box = (left, left + width, y - rise - LINE + 2, y - rise + 2)
+                outside = max(LEFT - box[0], box[1] - WIDTH, -box[2], box[3] - (TALL - BOTTOM), 0.0) * LINE
+                hidden = outside + sum(_common(box, other) for other in taken)
+                if hidden < least:
+                    at = left if anchor == "start" else left + width
+                    best, least, chosen = _text(at, y - rise, name, anchor), hidden, box
+        taken.append(chosen)
+        found.append(best)
+    return found
+
+
+def _common(one: Box, other: Box) -> float:
+    """The area that two boxes share."""
+    width = min(one[1], other[1]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[2], other[2])
+    return max(width, 0.0) * max(height, 0.0)
 
 
 def standalone(figure: str) -> str:
@@ -117,11 +147,11 @@ def standalone(figure: str) -> str:
 
 
 def _value_axis(values: Sequence[float]) -> tuple[list[float], Callable[[float], float]]:
-    """Ticks and scale of the upper axis."""
+    """Ticks and scale of the upper axis of a tall figure."""
     low, high = min(values), max(values)
     if low <= 0 or high < LOGARITHMIC * low:
         ticks = round_ticks(values)
-        return ticks, _scale(ticks, HEIGHT - BOTTOM, TOP)
+        return ticks, _scale(ticks, TALL - BOTTOM, TOP)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = (1, 2, 5) if len(powers) <= MOST_TICKS // 2 else (1,)
     all_ticks = [step * 10.0**power for power in powers for step in steps]
@@ -129,7 +159,7 @@ def _value_axis(values: Sequence[float]) -> tuple[list[float], Callable[[float],
     last = min(tick for tick in all_ticks if tick >= high)
     ticks = [tick for tick in all_ticks if first <= tick <= last]
     ends = [math.log10(tick) for tick in (first, last)]
-    scale = _scale(ends, HEIGHT - BOTTOM, TOP)
+    scale = _scale(ends, TALL - BOTTOM, TOP)
     return ticks, lambda value: scale(math.log10(value))
 
 
@@ -143,10 +173,6 @@ def _grid(ticks: Sequence[float], y: Callable[[float], float]) -> str:
         + _text(LEFT - 6, y(tick) + 4, f"{tick:g}", "end")
         for tick in ticks
     )
-
-
-def _axis(name: str) -> str:
-    return _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 3, name)
 
 
 def _text(x: float, y: float, text: str, anchor: str = "middle") -> str:

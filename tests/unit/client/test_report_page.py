@@ -1,5 +1,6 @@
 """The report as a page: whole, with nothing from elsewhere, and with nothing of a user's that a browser would run."""
 
+import itertools
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
@@ -81,6 +82,22 @@ def test_values_far_apart_are_shown_by_their_logarithms() -> None:
     points = [Point(float(place), value, (value, value), "", "") for place, value in enumerate(values)]
     marks = [float(mark.attrib["cy"]) for mark in ElementTree.fromstring(scatter(points, "x", "y")).iter("circle")]
     assert marks[0] - marks[1] == pytest.approx(marks[1] - marks[2], abs=0.2)
+
+
+def test_names_of_points_that_lie_close_do_not_hide_each_other() -> None:
+    names = ["GPTQ 4", "RTN 4", "SpQR 3", "SEPTQ 4"]
+    points = [Point(4 + place / 20, 50.0 + place, (50.0, 55.0), name, "") for place, name in enumerate(names)]
+    far = [Point(2.0, 40.0, (40.0, 40.0), "left", ""), Point(8.0, 60.0, (60.0, 60.0), "right", "")]
+    tree = ElementTree.fromstring(scatter([*points, *far], "bits", "perplexity"))
+    boxes = []
+    for text in tree.iter("text"):
+        if text.text in {*names, "left", "right"}:
+            width, at = 6.6 * len(text.text), float(text.attrib["x"])
+            left = at if text.attrib["text-anchor"] == "start" else at - width
+            boxes.append((left, left + width, float(text.attrib["y"])))
+    assert len(boxes) == 6
+    for one, other in itertools.combinations(boxes, 2):
+        assert one[1] <= other[0] or other[1] <= one[0] or abs(one[2] - other[2]) >= 12, (one, other)
 
 
 def test_a_report_without_evaluation_has_a_page(report: Report) -> None:
