@@ -22,7 +22,9 @@ if ! [ -s secrets/redis_url ] || ! [ -s secrets/redis_acl ]; then
   password=$(random)
   hash=$(printf '%s' "$password" | sha256sum | cut -d' ' -f1)
   make redis_url "redis://bitpress:$password@redis:6379/0"
-  make redis_acl "user default off
+  # Nobody can be the user "default", but older Redis reads its append-only file in that user's name and skips each
+  # transaction that the user may not run (redis/redis#14541): it needs the rights, or a restart loses nearly everything.
+  make redis_acl "user default off ~* &* +@all
 user bitpress on #$hash resetchannels ~{bp}:* +@all -@dangerous -@admin +info
 "
 fi

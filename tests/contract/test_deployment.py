@@ -4,6 +4,7 @@ S3, all with the secrets that an installation makes. Who comes without one is re
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,9 @@ import pytest
 import redis
 from service_helpers import job_spec
 
+from bitpress.keys import KeyRequest
+from bitpress_service.keys import Keys
+from bitpress_service.redis_client import connect
 from bitpress_service.redis_jobstore import RedisJobStore
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -56,9 +60,9 @@ class ComposedRedis:
             assert self._process.poll() is None, "the server has ended"
             time.sleep(0.02)
 
-    def stop(self) -> None:
+    def stop(self, by: signal.Signals = signal.SIGTERM) -> None:
         assert self._process is not None
-        self._process.terminate()
+        self._process.send_signal(by)
         self._process.wait()
 
     def asked(self, line: bytes) -> bytes | None:
@@ -99,6 +103,21 @@ async def test_the_services_user_may_do_its_work_and_nothing_beside(composed_red
         for command in ("FLUSHALL", "CONFIG GET *", "KEYS *", "SET other x", "ACL LIST", "SHUTDOWN", "MONITOR"):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 client.execute_command(*command.split())
+
+
+async def test_a_killed_redis_knows_everything_again(composed_redis: ComposedRedis) -> None:
+    keys = Keys(connect(composed_redis.url))
+    issued = await keys.issue(KeyRequest(tenant="acme"))
+    store = RedisJobStore(keys.client)
+    job, _ = await store.create("acme", job_spec())
+    claim = await store.claim("worker", 60)
+    assert claim is not None
+    composed_redis.stop(by=signal.SIGKILL)
+    composed_redis.start()
+    assert await keys.lookup(issued.key) is not None
+    assert (await store.get(job.id)).state == "running"
+    await store.record(job.id, claim.fence, log="the worker holds it still")
+    await store.aclose()
 
 
 async def test_a_backup_of_redis_is_the_whole_truth(composed_redis: ComposedRedis, tmp_path: Path) -> None:
