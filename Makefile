@@ -10,7 +10,7 @@ demo: .venv/.local .venv/.gguf .venv/.model ## two jobs on a real model, from su
 	deploy/demo.sh
 test: .venv/.test .venv/.model browser ## all tests
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
-test-compose: .venv/.check ## images built, stack brought up, used and disturbed; root on Debian, half an hour on two cores
+test-compose: .venv/.check ## images built, stack brought up, used and disturbed; root on Debian, a quarter of an hour on two cores
 	deploy/test-compose.sh
 # Debian's own, where root may install it; elsewhere the tests of the page are skipped, and say so.
 browser: ## Chromium, for the tests of the page

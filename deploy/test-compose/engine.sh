@@ -32,6 +32,7 @@ start_engine() {
     --mtu 1400 >"$WORK/dockerd.log" 2>&1 </dev/null &
   engine=$!
   for _ in $(seq 120); do docker version >/dev/null 2>&1 && break; sleep 0.5; done
+  docker version >/dev/null 2>&1 || skip "no engine starts here: $(tail -1 "$WORK/dockerd.log")"
   docker info --format 'engine {{.ServerVersion}}, {{.Driver}}, cgroup v{{.CgroupVersion}}'
 }
 
