@@ -9,7 +9,7 @@ setup: .venv/.local ## build .venv with the whole product: .venv/bin/bitpress
 demo: .venv/.local .venv/.gguf .venv/.model ## two jobs on a real model, from submit to a generated sentence
 	deploy/demo.sh
 test: .venv/.test .venv/.model browser ## all tests
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 test-compose: .venv/.check ## images built, stack brought up, used and disturbed; root on Debian, a quarter of an hour on two cores
 	deploy/test-compose.sh
 # Debian's own, where root may install it; elsewhere the tests of the page are skipped, and say so.

@@ -18,6 +18,13 @@ torch.set_num_threads(1)
 REPOSITORY = Path(__file__).parents[1]
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files first, each else where chance has put it: the last worker does not end long after the others."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def shared_directory() -> Path | None:
     """Real text and small trained models, when this machine has them."""
     path = Path(os.environ.get("BITPRESS_SHARED", REPOSITORY.parent / "shared"))

@@ -12,6 +12,8 @@ from playwright.sync_api import expect
 
 from bitpress.jobs import JobState
 
+pytestmark = pytest.mark.slow
+
 JOB_MS = 180_000  # a job on a busy machine
 PAGES = {
     "jobs": "/jobs",

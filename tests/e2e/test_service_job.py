@@ -16,6 +16,8 @@ from bitpress.jobs import BlockEvent, JobState, LogEvent, ProgressEvent, StateEv
 from bitpress.loading import load
 from bitpress.sweeps import SweepSpec
 
+pytestmark = pytest.mark.slow
+
 SPQR = {"kind": "spqr", "bits": 3}
 
 

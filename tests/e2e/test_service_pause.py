@@ -11,6 +11,8 @@ from pipeline_helpers import block_hashes, make_spec, run
 from bitpress.client import Client
 from bitpress.jobs import BlockEvent, Event, Job, JobState, ProgressEvent, StateEvent
 
+pytestmark = pytest.mark.slow
+
 SPQR = {"kind": "spqr", "bits": 3}
 
 

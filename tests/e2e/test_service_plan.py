@@ -16,6 +16,8 @@ from bitpress.errors import CheckpointError, OutOfMemory
 from bitpress.plans import DevicesLike, Rates
 from bitpress.sweeps import SweepSpec
 
+pytestmark = pytest.mark.slow
+
 SPQR = {"kind": "spqr", "bits": 3}
 RATES = Rates(gemm_gflops=50e3, half_gemm_gflops=600e3, loop_gflops=1000)
 

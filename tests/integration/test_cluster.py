@@ -30,6 +30,8 @@ from bitpress_workers.ray_fleet import RaySession
 import ray  # when it is imported, Ray reads how to authenticate, which ray_fleet sets
 from ray.cluster_utils import Cluster
 
+pytestmark = pytest.mark.slow
+
 SPQR = {"kind": "spqr", "bits": 3}
 # After three seconds without an answer a node is gone for Ray; by default after half a minute or so.
 SOON = {"health_check_period_ms": 1000, "health_check_timeout_ms": 1000, "health_check_failure_threshold": 3}

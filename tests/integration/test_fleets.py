@@ -19,6 +19,8 @@ from bitpress_workers.pipeline.run import Site, run_job
 from bitpress_workers.pipeline.shard import ShardConfig
 from bitpress_workers.ray_fleet import RaySession
 
+pytestmark = pytest.mark.slow
+
 METHODS: dict[str, dict[str, Any]] = {
     "spqr": {"kind": "spqr", "bits": 3},  # its rows agree on one number
     "septq": {"kind": "septq", "bits": 3, "retained_percent": 1.0},  # on another, in two rounds
@@ -66,14 +68,7 @@ def test_shards_that_take_less_memory(opt_mini: Path, texts: Path, tmp_path: Pat
     assert block_hashes(tmp_path / "thrifty") == block_hashes(tmp_path / "as planned")
 
 
-@pytest.mark.parametrize(
-    ("name", "shards"),
-    [
-        ("block", 1),
-        ("septq", 2),
-        pytest.param("spqr", 8, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("name", "shards"), [("block", 1), ("septq", 2), ("spqr", 8)])
 def test_actors(session: RaySession, opt_mini: Path, texts: Path, tmp_path: Path, name: str, shards: int) -> None:
     run(short(opt_mini, texts, METHODS[name], 1), tmp_path / "local")
     job = RayJob(session, tmp_path / "ray")

@@ -1,6 +1,9 @@
 """A model is streamed: its length costs no memory."""
 
+import pytest
 from bench_memory import measure
+
+pytestmark = pytest.mark.slow
 
 
 def test_peak_memory_does_not_grow_with_the_number_of_blocks() -> None:

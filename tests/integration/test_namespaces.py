@@ -18,6 +18,8 @@ from pipeline_helpers import block_hashes, make_spec, run
 
 from bitpress.jobs import JobSpec
 
+pytestmark = pytest.mark.slow
+
 SPQR = {"kind": "spqr", "bits": 3}
 SUPPORT = Path(__file__).parents[1] / "support"
 CONTAINERS = Path(__file__).parents[2] / "deploy" / "containers"
